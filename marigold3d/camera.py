@@ -1,0 +1,68 @@
+"""Projection and back-projection of a (possibly distorted) pinhole camera. Conventions: see `types`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .types import Array, Intrinsics
+
+
+def project(points_camera: Array, camera: Intrinsics) -> Array:
+    """Pixels uv (..., 2) of camera-frame points (..., 3); NaN behind the camera."""
+    z = points_camera[..., 2:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        xy = np.where(z > 0, points_camera[..., :2] / z, np.nan)
+    xy = distort(xy, camera)
+    return np.stack([camera.fx * xy[..., 0] + camera.cx, camera.fy * xy[..., 1] + camera.cy], -1)
+
+
+def unproject(uv: Array, depth: Array, camera: Intrinsics) -> Array:
+    """Camera-frame points (..., 3) of pixels uv (..., 2) at z-depth (...)."""
+    return np.concatenate([normalised(uv, camera), np.ones_like(uv[..., :1])], -1) * depth[..., None]
+
+
+def normalised(uv: Array, camera: Intrinsics) -> Array:
+    """Undistorted image-plane coordinates x/z, y/z (..., 2) of pixels uv (..., 2)."""
+    xy = np.stack([(uv[..., 0] - camera.cx) / camera.fx, (uv[..., 1] - camera.cy) / camera.fy], -1)
+    return undistort(xy, camera)
+
+
+def pixel_grid(width: int, height: int) -> Array:
+    """uv (H, W, 2) of every pixel centre."""
+    return np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1)
+
+
+def ray_grid(camera: Intrinsics) -> NDArray[np.float32]:
+    """(H, W, 3) float32: the camera-frame ray with z = 1 through every pixel; times z-depth it is the point."""
+    xy = normalised(pixel_grid(camera.width, camera.height), camera)
+    return np.concatenate([xy, np.ones_like(xy[..., :1])], -1).astype(np.float32)
+
+
+def distort(xy: Array, camera: Intrinsics) -> Array:
+    """Apply the Brown-Conrady model with k1, k2, p1, p2 (OpenCV's order) to image-plane coordinates (..., 2)."""
+    if camera.distortion is None:
+        return xy
+    k1, k2, p1, p2 = camera.distortion
+    x, y = xy[..., 0], xy[..., 1]
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + k2 * r2)
+    return np.stack(
+        [x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1
+    )
+
+
+def undistort(xy: Array, camera: Intrinsics, iterations: int = 20) -> Array:
+    """Inverse of `distort` by fixed-point iteration; it contracts for the mild distortion of ordinary lenses."""
+    if camera.distortion is None:
+        return xy
+    out = xy
+    for _ in range(iterations):
+        out = xy - (distort(out, camera) - out)
+    return out
+
+
+def depth_to_points(depth: NDArray[np.float32], camera: Intrinsics, T_world_camera: Array) -> NDArray[np.float32]:
+    """World points (H, W, 3) float32 of a z-depth map (H, W)."""
+    points = ray_grid(camera) * depth[..., None]
+    return points @ T_world_camera[:3, :3].T.astype(np.float32) + T_world_camera[:3, 3].astype(np.float32)

@@ -1,0 +1,109 @@
+"""Every setting of a run, one frozen dataclass a stage; the CLI's options, the panel's widgets and `run.json` are these fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Which frames of the clip are used, and at which size."""
+
+    start_s: float = 0.0  # first moment used
+    end_s: float | None = None  # last moment used; None: to the end
+    stride: int = 1  # every n-th frame
+    fps: float | None = None  # resample to about this rate (overrides stride)
+    max_frames: int | None = None  # stop after so many frames
+    max_side: int = 640  # longest side of depth maps, px; larger frames are reduced
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """Which estimator, and how it samples."""
+
+    model: str = "compact"  # registry name, local folder or hub name
+    device: str = "auto"  # auto, cpu, cuda, mps
+    steps: int | None = None  # denoising steps; None: the checkpoint's default
+    ensemble: int = 1  # predictions merged per frame (diffusion models)
+    seed: int = 2024  # of the initial noise
+    processing_resolution: int | None = None  # longest side at the network's input, px; None: the checkpoint's default
+    batch: int = 4  # frames estimated together
+    offline: bool = False  # never contact the model hub
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """What is known of the camera; at most one of the first four."""
+
+    fov_deg: float | None = None  # horizontal field of view, degrees
+    focal_px: float | None = None  # at the clip's own (upright) resolution
+    focal_35mm: float | None = None  # 35 mm equivalent, mm
+    intrinsics: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy at the clip's own resolution
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """Where camera poses come from."""
+
+    source: Literal["sfm", "file", "static"] = "sfm"
+    file: Path | None = None  # TUM, COLMAP, transforms.json or .npy
+    metric: bool = False  # the file's translations are metres
+    keyframe_fps: float = 7.5  # SfM keyframes a second, at the most
+    max_keyframes: int = 400  # for longer clips the keyframes are spread out
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """From relative to scene-unit depth."""
+
+    field: bool = True  # bend each frame by a low-frequency log-scale field
+    field_columns: int = 12  # nodes of the field's grid along the image's longer side
+    held_out: float = 0.2  # share of the cues kept back to measure the error
+    min_cues: int = 20  # below this a frame is aligned to its neighbours
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Multi-view refinement of the aligned depth."""
+
+    enabled: bool = True
+    neighbours: int = 8  # views matched against each frame
+    planes: int = 64  # inverse-depth hypotheses a pixel
+    max_side: int = 320  # longest side at which views are matched, px
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """From depth maps to one cloud."""
+
+    voxel: float | None = None  # scene units; None: from the median depth
+    max_depth: float | None = None  # drop what is farther, scene units; None: ten times the median depth
+    edge_ratio: float = 0.04  # relative depth step between neighbouring pixels that marks a flying pixel
+    consistency_ratio: float = 0.06  # relative disagreement with other views that still counts as agreement
+    min_observations: int = 2  # frames that must have seen a voxel
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `fuse` False stops after aligned depth."""
+
+    fuse: bool = True
+    video: VideoConfig = field(default_factory=VideoConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    poses: PoseConfig = field(default_factory=PoseConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready settings."""
+        return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
+
+    def digest(self) -> str:
+        """Short hash of the settings: an interrupted run resumes only under the same one."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
