@@ -1,0 +1,197 @@
+"""The run folder: finished products for people, a zarr cache a frame a chunk for resuming, and the manifest `run.json`.
+
+    RUN/run.json          versions, settings, units, stage times, the report
+    RUN/camera.json       intrinsics of the depth maps and of the source frames
+    RUN/trajectory.txt    TUM, camera to world
+    RUN/depth/NNNNNN.png  uint16, NNNNNN the source frame's index; depth/encoding.json says how to read it
+    RUN/cloud.ply
+    RUN/cache/            arrays.zarr (relative depth, aligned depth, sigma) and <stage>.npz: what an interrupted run resumes from
+
+Every write is atomic. A stage's results carry the digest of everything they depend on; they are reused under the same
+digest only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomic import atomic_path, writable_folder
+from .errors import InputError, OutputError
+from .export.depth_maps import DepthEncoding, read_depth_png, read_encoding
+from .export.ply import read_ply
+from .poses.files import read_tum
+from .types import DepthMap, Intrinsics, PointCloud, Trajectory
+
+FORMAT_VERSION = 1
+PRODUCTS = ("camera.json", "trajectory.txt", "depth", "cloud.ply")
+
+
+class Run:
+    """A run folder, open for reading and for the pipeline's writing."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run. InputError when `path` holds none, or one of a newer format."""
+        file = Path(path) / "run.json"
+        if not file.is_file():
+            raise InputError(f"{path} is not a run folder: it has no run.json (make one with `marigold3d video CLIP`)")
+        try:
+            manifest = json.loads(file.read_text())
+            version = int(manifest["format_version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}); run again with --overwrite") from None
+        if version > FORMAT_VERSION:
+            raise InputError(f"{path} was written by a newer marigold3d (format {version}): upgrade to read it")
+        return cls(Path(path), manifest)
+
+    @classmethod
+    def create(cls, path: str | Path, clip: str, settings: Mapping[str, Any], *, overwrite: bool) -> Run:
+        """A run to work in: new, or the unfinished one that is there.
+
+        OutputError when a finished run is there and `overwrite` is off, or when the folder holds anything else.
+        """
+        path = Path(path)
+        stages: dict[str, Any] = {}
+        if (path / "run.json").is_file():
+            old = cls.open(path)
+            if old.finished and not overwrite:
+                raise OutputError(f"{path} holds a finished run: choose another folder with -o, or pass --overwrite")
+            stages = old.manifest.get("stages", {})
+            old.remove_products()
+        elif path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise OutputError(f"{path} exists and is not a run folder: choose another with -o")
+        writable_folder(path)
+        run = cls(path, {})
+        run.update(
+            format_version=FORMAT_VERSION, status="running", clip=clip, settings=dict(settings), stages=stages, report={}
+        )
+        return run
+
+    def remove_products(self) -> None:
+        """Delete what an earlier run left for people; the cache stays and is checked by digest."""
+        for name in PRODUCTS:
+            item = self.path / name
+            if item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove a run that failed before anything was worth keeping. Only files this class writes are touched."""
+        self.remove_products()
+        shutil.rmtree(self.cache, ignore_errors=True)
+        (self.path / "run.json").unlink(missing_ok=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    # -- manifest and cache -------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.get("status") == "finished"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def update(self, **entries: Any) -> None:
+        """Change manifest entries and write it."""
+        self.manifest.update(entries)
+        with atomic_path(self.path / "run.json") as temporary:
+            temporary.write_text(json.dumps(self.manifest, indent=2) + "\n")
+
+    def stage_done(self, stage: str, digest: str) -> bool:
+        """Whether `stage` finished under this digest."""
+        entry = self.manifest["stages"].get(stage, {})
+        return bool(entry.get("digest") == digest and entry.get("done"))
+
+    def begin_stage(self, stage: str, digest: str) -> bool:
+        """Note that `stage` starts. True when a partial result under the same digest may be continued."""
+        entry = self.manifest["stages"].get(stage, {})
+        self.manifest["stages"][stage] = {**entry, "digest": digest, "done": False}
+        self.update()
+        return bool(entry.get("digest") == digest)
+
+    def end_stage(self, stage: str, seconds: float) -> None:
+        """Note that `stage` finished; time spent before an interruption is added."""
+        entry = self.manifest["stages"][stage]
+        entry.update(done=True, seconds=round(entry.get("seconds", 0.0) + seconds, 3))
+        self.update()
+
+    def save_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Store a stage's small results as cache/<name>.npz."""
+        writable_folder(self.cache)
+        with atomic_path(self.cache / f"{name}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def load_arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        with np.load(self.cache / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
+
+    def frames_array(self, name: str, shape: tuple[int, int, int], *, fresh: bool = False) -> FrameArray:
+        """The cached array `name`, (T, H, W), one compressed chunk a frame."""
+        return FrameArray(self.cache / "arrays.zarr" / name, shape, "w" if fresh else "a")
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    @property
+    def frame_indices(self) -> list[int]:
+        """Source indices of the frames that have aligned depth."""
+        return sorted(int(file.stem) for file in (self.path / "depth").glob("[0-9]*.png"))
+
+    def encoding(self) -> DepthEncoding:
+        return read_encoding(self.path / "depth" / "encoding.json")
+
+    def depth(self, frame_index: int) -> DepthMap:
+        """Aligned depth of a source frame."""
+        return read_depth_png(self.path / "depth" / f"{frame_index:06d}.png", self.encoding())
+
+    def camera(self) -> Intrinsics:
+        """Intrinsics of the depth maps."""
+        entry = json.loads((self.path / "camera.json").read_text())
+        numbers = {name: entry[name] for name in ("fx", "fy", "cx", "cy", "width", "height")}
+        return Intrinsics(**numbers, distortion=tuple(entry["distortion"]) if entry.get("distortion") else None)
+
+    def trajectory(self) -> Trajectory:
+        return read_tum(self.path / "trajectory.txt")
+
+    def cloud(self) -> PointCloud:
+        return read_ply(self.path / "cloud.ply")
+
+
+class FrameArray:
+    """(T, H, W) on disk, a frame a chunk; a frame is written whole or not at all, so what exists is complete."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], mode: Literal["a", "w"]) -> None:
+        import zarr
+
+        self._folder = path
+        usable = mode == "a" and (path / "zarr.json").is_file()
+        self._array = zarr.open_array(path, mode="r+") if usable else None
+        if self._array is None or self._array.shape != shape:
+            self._array = zarr.create_array(
+                path, shape=shape, chunks=(1, *shape[1:]), dtype="float32", fill_value=float("nan"), overwrite=True
+            )
+
+    def __contains__(self, position: int) -> bool:
+        return (self._folder / "c" / str(position) / "0" / "0").is_file()
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:
+        frame: NDArray[np.float32] = np.asarray(self._array[position])  # type: ignore[index]
+        return frame
+
+    def __setitem__(self, position: int, frame: NDArray[np.float32]) -> None:
+        self._array[position] = frame  # type: ignore[index]
