@@ -1,0 +1,116 @@
+"""A folder or glob of images as a `VideoSource`. Images carry no clock: image i is taken at i / fps seconds.
+
+`VideoConfig.fps` states that rate here (1 per second where it is not given) instead of thinning the images.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .config import VideoConfig
+from .errors import InputError
+from .frames import VideoInfo, VideoSource, check_range, select
+from .types import Frame
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"})
+
+EXIF_ORIENTATION = 274
+EXIF_IFD = 0x8769
+EXIF_FOCAL_35MM = 41989
+
+
+def open_images(pattern: Path, config: VideoConfig) -> VideoSource:
+    """The images of a folder, one image, or the images that match a glob, in natural order (img2 before img10)."""
+    files = find_images(pattern)
+    if not files:
+        raise InputError(f"{pattern}: no images there; expected files named {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return ImageSequence(pattern, files, config)
+
+
+def find_images(pattern: Path) -> list[Path]:
+    """Image files of a folder (not of its subfolders), of a glob, or the file itself; InputError when it is missing."""
+    if pattern.is_dir():
+        found: Sequence[Path] = list(pattern.iterdir())
+    elif pattern.is_file():
+        found = [pattern]
+    elif glob.has_magic(str(pattern)):
+        found = [Path(name) for name in glob.glob(str(pattern))]
+    else:
+        raise InputError(f"{pattern}: no such file")
+    images = [f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and f.is_file()]
+    return sorted(images, key=lambda f: natural_key(f.name))
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that compares digit runs as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"([0-9]+)", name) if part]
+
+
+class ImageSequence(VideoSource):
+    """Images of one size; every header is checked on opening, pixels are read one image at a time."""
+
+    def __init__(self, pattern: Path, files: Sequence[Path], config: VideoConfig) -> None:
+        self.files = tuple(files)
+        fps = config.fps or 1.0
+        (width, height), focal = _header(files[0])
+        super().__init__(VideoInfo(pattern, width, height, fps, len(files), len(files) / fps, focal), config)
+        check_range(config, pattern, self.info.duration_s)
+        for file in files[1:]:
+            size, _ = _header(file)
+            if size != (width, height):
+                raise InputError(
+                    f"{file}: {size[0]}x{size[1]}, but {files[0].name} is {width}x{height}; give images of one size"
+                )
+
+    def frames(self, *, max_side: int | None = None) -> Iterator[Frame]:
+        timeline = ((i, i / self.info.fps, file) for i, file in enumerate(self.files))
+        for index, time_s, file in select(timeline, replace(self.config, fps=None), self.info.path):
+            yield Frame(index, time_s, _read_rgb(file, self.size(max_side)))
+
+
+def _header(file: Path) -> tuple[tuple[int, int], float | None]:
+    """Upright (width, height), and the EXIF 35 mm equivalent focal length in mm, without reading the pixels."""
+    try:
+        with Image.open(file) as image:
+            exif = image.getexif()
+            size = image.size[::-1] if exif.get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+            focal = exif.get_ifd(EXIF_IFD).get(EXIF_FOCAL_35MM)
+            return size, float(focal) if focal else None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _read_rgb(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """uint8 sRGB (H, W, 3), upright, reduced to `size` (width, height) by averaging."""
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(_as_rgb(opened))
+            image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
+            return np.array(image, np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Eight-bit RGB; alpha is dropped, 16-bit grey (which Pillow would clip) is scaled down."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        exif = image.getexif()
+        grey = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+        grey.getexif()[EXIF_ORIENTATION] = exif.get(EXIF_ORIENTATION, 1)
+        image = grey
+    return image.convert("RGB")
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0]
+    return InputError(f"{file}: cannot be read ({reason}); replace or remove it")
