@@ -1,32 +1,39 @@
-"""Files that appear whole or not at all: written beside their place, then moved into it."""
+"""Files appear whole or not at all, and a full or read-only disk is one clear line."""
 
 from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import OutputError
 
-REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space or write elsewhere",
-    errno.EDQUOT: "your disk quota is used up: free some space or write elsewhere",
-    errno.EACCES: "no permission to write there: choose another folder",
-    errno.EPERM: "no permission to write there: choose another folder",
-    errno.EROFS: "the file system is read-only: choose another folder",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another name",
-    errno.EISDIR: "a folder of that name exists: choose another name",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again, finished work is kept",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again, finished work is kept",
+    errno.EACCES: "no permission to write there: choose another folder with -o",
+    errno.EPERM: "no permission to write there: choose another folder with -o",
+    errno.EROFS: "the file system is read-only: choose another folder with -o",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder with -o",
+    errno.EFBIG: "the file would be too large for this file system",
 }
 
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `path` (same suffix) to write; moved onto `path` on success, removed on any failure.
+def output_error(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    """The OutputError that says in one line why `path` cannot be written, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
+    return OutputError(f"cannot write {os.fspath(path)}: {remedy}")
 
-    Missing parent folders are made. OSError becomes a one-line OutputError.
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it replaces `path` when the block ends well, else it is removed.
+
+    The sibling keeps the suffix, since writers choose a format by it. Missing parent folders are made. OSError becomes
+    OutputError.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -41,7 +48,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
-    """One line that says why `path` cannot be written and what to do."""
-    reason = REMEDIES.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return OutputError(f"{path}: cannot be written: {reason}")
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Make the folder `path` and prove that a file can be written there; OutputError otherwise."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".probe"):
+            pass
+    except OSError as error:
+        raise output_error(path, error) from error
+    return path
