@@ -1,0 +1,196 @@
+"""Look at a finished run: an Open3D window, or a picture that needs neither a display nor Open3D."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .atomic import atomic_path
+from .errors import InputError, UsageError
+from .splat import render_points
+from .store import Run
+from .types import Array, Intrinsics, PointCloud, Trajectory
+from .viewpoint import facing, fitted_to, overview, spacing
+
+SPLAT_SIZE = 1.6  # splat diameter in point spacings: neighbours overlap, edges stay sharp
+PATH_COLOR = (255, 176, 32)
+PATH_SPACING = 0.0015  # of the view distance: splats along the drawn camera path
+FRUSTUMS = 12  # cameras drawn along the path
+FRUSTUM_SIZE = 0.04  # of the scene's extent
+
+
+def screenshot(
+    run: Run,
+    path: str | Path,
+    *,
+    width: int = 1280,
+    height: int = 960,
+    from_frame: int | None = None,
+    cameras: bool = True,
+) -> Path:
+    """Write a picture of the run's cloud (PNG or JPEG, by suffix) and return its path.
+
+    The view is from behind and above the camera path with the `cameras` drawn in, or that of the source frame `from_frame`.
+    Raises InputError when the run has no cloud or no such frame.
+    """
+    image = picture(run, width=width, height=height, from_frame=from_frame, cameras=cameras)
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary)
+    return Path(path)
+
+
+def picture(
+    run: Run, *, width: int = 1280, height: int = 960, from_frame: int | None = None, cameras: bool = True
+) -> NDArray[np.uint8]:
+    """The picture `screenshot` writes, (height, width, 3) uint8 sRGB."""
+    cloud, trajectory = _cloud(run), run.trajectory()
+    size = SPLAT_SIZE * spacing(cloud.points)
+    if from_frame is not None:
+        camera, T_world_camera = frame_view(run, from_frame, width, height)
+        return render_points(cloud.points, cloud.colors, camera, T_world_camera, size)
+    camera, T_world_camera = overview(cloud.points, trajectory, width, height)
+    cloud = cloud.select(facing(cloud.points, cloud.normals, T_world_camera))
+    points, colors, sizes = cloud.points, cloud.colors, np.full(len(cloud), size, np.float32)
+    if cameras:
+        step = PATH_SPACING * float(np.linalg.norm(np.median(points, 0) - T_world_camera[:3, 3]))
+        drawn = _sampled(*camera_lines(trajectory, run.camera(), points), step)
+        points = np.concatenate([points, drawn])
+        colors = np.concatenate([colors, np.broadcast_to(np.uint8(PATH_COLOR), drawn.shape)])
+        sizes = np.concatenate([sizes, np.full(len(drawn), 1.4 * step, np.float32)])
+    return render_points(points, colors, camera, T_world_camera, sizes)
+
+
+def frame_view(run: Run, frame_index: int, width: int, height: int) -> tuple[Intrinsics, Array]:
+    """Camera and pose of a source frame, for a picture of width x height. InputError when the run has no such frame."""
+    indices, trajectory = run.frame_indices, run.trajectory()
+    if frame_index not in indices or len(indices) != len(trajectory):
+        known = f"{indices[0]} to {indices[-1]}" if indices else "none"
+        raise InputError(f"{run.path} has no posed frame {frame_index}: it holds {len(indices)} frames ({known})")
+    T_world_camera = trajectory.T_world_camera[indices.index(frame_index)]
+    return fitted_to(run.camera().undistorted(), width, height), T_world_camera
+
+
+def camera_lines(
+    trajectory: Trajectory, camera: Intrinsics, points: NDArray[np.floating]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Vertices (M, 3) in the world and edges (K, 2) that draw the camera path and some of its frustums."""
+    n = len(trajectory)
+    path = np.stack([np.arange(n - 1), np.arange(1, n)], 1).reshape(-1, 2) if n > 1 else np.zeros((0, 2), np.int64)
+    depth = FRUSTUM_SIZE * float(np.linalg.norm(np.quantile(points, 0.9, axis=0) - np.quantile(points, 0.1, axis=0)))
+    shown = np.unique(np.linspace(0, n - 1, min(n, FRUSTUMS)).round().astype(int)) if n else []
+    frustum = depth * _image_corners(camera)  # (4, 3) in the camera
+    vertices, edges = [trajectory.centres], [path]
+    for i in shown:
+        T, first = trajectory.T_world_camera[i], sum(map(len, vertices))
+        vertices.append(frustum @ T[:3, :3].T + T[:3, 3])
+        corners = first + np.arange(4)
+        edges += [np.stack([np.full(4, i), corners], 1), np.stack([corners, np.roll(corners, -1)], 1)]
+    return np.concatenate(vertices).astype(np.float32), np.concatenate(edges).astype(np.int64)
+
+
+def show(run: Run) -> None:
+    """Open a window with the cloud and the camera path; returns when it is closed.
+
+    Raises UsageError without a display or without a working Open3D, naming the way out.
+    """
+    cloud, trajectory = _cloud(run), run.trajectory()
+    _require_display()
+    vertices, edges = camera_lines(trajectory, run.camera(), cloud.points)
+    camera, T_world_camera = overview(cloud.points, trajectory, 1280, 960)
+    with stdout_to_stderr():
+        o3d = _open3d()
+        window = o3d.visualization.Visualizer()
+        if not window.create_window(f"marigold3d: {run.path.name}", camera.width, camera.height):
+            raise UsageError(
+                f"Open3D cannot open a window here: {_PICTURE_INSTEAD}; `marigold3d doctor` says what is missing"
+            )
+        for geometry in (_o3d_cloud(o3d, cloud), _o3d_lines(o3d, vertices, edges)):
+            window.add_geometry(geometry)
+        options = window.get_render_option()
+        options.background_color, options.point_size = np.array([0.2, 0.22, 0.25]), 2.5
+        look = window.get_view_control()
+        look.set_front(-T_world_camera[:3, 2])
+        look.set_up(-T_world_camera[:3, 1])
+        look.set_lookat(np.median(cloud.points, 0).astype(float))
+        look.set_zoom(0.6)
+        window.run()
+        window.destroy_window()
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what C++ code prints on file descriptor 1 to stderr: Open3D's renderer logs there, stdout is for results."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+_PICTURE_INSTEAD = "write a picture with `marigold3d view RUN --screenshot view.png`"
+
+
+def _cloud(run: Run) -> PointCloud:
+    if not (run.path / "cloud.ply").is_file():
+        raise InputError(f"{run.path} has no cloud.ply: run again with --fuse")
+    cloud = run.cloud()
+    if not len(cloud):
+        raise InputError(f"{run.path / 'cloud.ply'} has no points: there is nothing to show")
+    return cloud
+
+
+def _require_display() -> None:
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UsageError(f"there is no display to open a window on: {_PICTURE_INSTEAD}")
+
+
+def _open3d() -> Any:
+    try:
+        import open3d
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            f"Open3D cannot be loaded ({error}): {_PICTURE_INSTEAD}; `marigold3d doctor` says what is missing"
+        ) from None
+    return open3d
+
+
+def _image_corners(camera: Intrinsics) -> Array:
+    """Camera-frame points (4, 3) at z = 1 of the picture's corners."""
+    u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
+    return np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
+
+
+def _sampled(vertices: NDArray[np.float32], edges: NDArray[np.int64], step: float) -> NDArray[np.float32]:
+    """Points (N, 3) about every `step` along the edges."""
+    lines = [np.zeros((0, 3), np.float32)]
+    for start, end in vertices[edges]:
+        count = 2 + int(np.linalg.norm(end - start) / step)
+        lines.append(start + np.linspace(0, 1, count, dtype=np.float32)[:, None] * (end - start))
+    return np.concatenate(lines)
+
+
+def _o3d_cloud(o3d: Any, cloud: PointCloud) -> Any:
+    geometry = o3d.geometry.PointCloud()
+    geometry.points = o3d.utility.Vector3dVector(cloud.points.astype(np.float64))
+    geometry.colors = o3d.utility.Vector3dVector(cloud.colors / 255.0)
+    return geometry
+
+
+def _o3d_lines(o3d: Any, vertices: NDArray[np.float32], edges: NDArray[np.int64]) -> Any:
+    geometry = o3d.geometry.LineSet()
+    geometry.points = o3d.utility.Vector3dVector(vertices.astype(np.float64))
+    geometry.lines = o3d.utility.Vector2iVector(edges.astype(np.int32))
+    geometry.paint_uniform_color(np.array(PATH_COLOR) / 255.0)
+    return geometry

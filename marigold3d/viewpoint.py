@@ -1,0 +1,101 @@
+"""Where to stand so that a picture of a cloud is recognisable."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from .types import Array, Intrinsics, Trajectory
+
+OVERVIEW_FOV_DEG = 50.0
+FITTED_SHARE = 0.985  # of the cloud lies inside the picture; strays may be cut off
+BACK, UP, RIGHT = 1.0, 0.45, 0.3  # the direction from the scene to the overview, along the mean camera's axes
+MARGIN = 1.04  # of the picture around that share
+FRAMING_ROUNDS = 4  # each centres the picture, then steps back as far as needed
+MAX_SAMPLES = 20_000  # points that decide the framing
+
+
+def overview(points: NDArray[np.floating], trajectory: Trajectory, width: int, height: int) -> tuple[Intrinsics, Array]:
+    """Camera and pose that show the whole cloud from behind and above the camera path."""
+    camera = Intrinsics.from_fov(OVERVIEW_FOV_DEG, width, height)
+    sample = points[:: max(1, len(points) // MAX_SAMPLES)].astype(np.float64)
+    if len(trajectory):  # the cameras are to be seen too
+        sample = np.concatenate([sample, np.resize(trajectory.centres, (len(sample) // 20 + 1, 3))])
+    forward, up = _mean_axes(trajectory)
+    backward = -BACK * forward + UP * up + RIGHT * np.cross(forward, up)
+    T = look_from(backward, up)
+    centre = np.median(sample, 0)
+    for _ in range(FRAMING_ROUNDS):
+        in_view = (sample - centre) @ T[:3, :3]  # (M, 3)
+        distance = _distance(in_view, camera)
+        centre = centre + T[:3, :2] @ _off_centre(in_view, distance)
+    T[:3, 3] = centre - distance * T[:3, 2]
+    return camera, T
+
+
+def look_from(backward: Array, up: Array) -> Array:
+    """Pose (4, 4) at the origin that looks against `backward`, the picture's upper edge towards `up`."""
+    z = -backward / np.linalg.norm(backward)
+    x = np.cross(z, up)
+    x /= np.linalg.norm(x)
+    T = np.eye(4)
+    T[:3, :3] = np.stack([x, np.cross(z, x), z], 1)
+    return T
+
+
+def fitted_to(camera: Intrinsics, width: int, height: int) -> Intrinsics:
+    """`camera` for a picture of width x height that shows all that it saw, with square pixels kept square."""
+    scale = min(width / camera.width, height / camera.height)
+    resized = camera.scaled_to(round(camera.width * scale), round(camera.height * scale))
+    return resized.cropped((resized.width - width) // 2, (resized.height - height) // 2, width, height)
+
+
+def spacing(points: NDArray[np.floating], samples: int = 2000) -> float:
+    """Side of the square a point has to itself on its surface, world units: the median over a sample of the cloud.
+
+    The k-th neighbour of points of density d on a plane is at about sqrt(k / (pi d)).
+    """
+    k = min(8, len(points) - 1)
+    if k < 1:
+        return 1e-3
+    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    distances, _ = tree.query(points[:: max(1, len(points) // samples)], k=[k + 1])  # the first is the point itself
+    return float(np.median(distances) * np.sqrt(np.pi / k)) or 1e-3
+
+
+def facing(points: NDArray[np.floating], normals: NDArray[np.floating], T_world_camera: Array) -> NDArray[np.bool_]:
+    """(N,) whether a point's surface faces the camera or has no normal: walls seen from behind are left out."""
+    to_camera = T_world_camera[:3, 3].astype(np.float32) - points
+    cosine = np.einsum("ij,ij->i", to_camera, normals)
+    return (cosine > 0) | (np.abs(normals).sum(1) == 0)
+
+
+def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:
+    """Forward and up of the path: means where the cameras agree, else those of the pose in the middle."""
+    T = trajectory.T_world_camera
+    if not len(T):
+        return np.array([0.0, 0, 1]), np.array([0.0, -1, 0])
+    forward, up = T[:, :3, 2].mean(0), -T[:, :3, 1].mean(0)
+    middle = T[len(T) // 2]
+    forward = forward if np.linalg.norm(forward) > 0.3 else middle[:3, 2]
+    up = up if np.linalg.norm(up) > 0.3 else -middle[:3, 1]
+    up = up / np.linalg.norm(up)
+    forward = forward - (forward @ up) * up  # level: cameras often look down
+    if np.linalg.norm(forward) < 0.1:  # all look straight up or down
+        forward = middle[:3, 1] * np.sign(middle[:3, 2] @ -up)
+    return forward / np.linalg.norm(forward), up
+
+
+def _off_centre(in_view: Array, distance: float) -> Array:
+    """How far right and down (2,) of the picture's middle the fitted share of points (N, 3) lies, seen in perspective."""
+    xy = in_view[:, :2] / np.maximum(in_view[:, 2:] + distance, 0.1 * distance)
+    low, high = np.quantile(xy, [1 - FITTED_SHARE, FITTED_SHARE], axis=0)
+    return np.asarray(distance * (low + high) / 2)
+
+
+def _distance(in_view: Array, camera: Intrinsics) -> float:
+    """How far behind the centre the camera must stand so that the fitted share of points (N, 3) is in the picture."""
+    tangent = (0.5 * camera.width / camera.fx, 0.5 * camera.height / camera.fy)
+    needed = (MARGIN * np.abs(in_view[:, :2]) / tangent).max(1) - in_view[:, 2]
+    return float(np.quantile(needed, FITTED_SHARE))
