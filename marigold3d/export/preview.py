@@ -37,7 +37,7 @@ def depth_range(depth: FloatImage, valid: BoolImage) -> tuple[float, float]:
 def colorize(depth: FloatImage, valid: BoolImage, near_far: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """uint8 RGB (H, W, 3) of depth (H, W); invalid pixels are black.
 
-    near_far: depths at the ends of the colours; one pair for a whole clip keeps it from flickering. None: from this map.
+    near_far: depths at the ends of the colours (one pair for a clip prevents flicker); None: from this map.
     """
     near, far = near_far or depth_range(depth, valid)
     ratio = np.where(valid, depth, np.float32(near)) / near

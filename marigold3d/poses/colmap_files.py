@@ -1,0 +1,153 @@
+"""COLMAP models, text or binary, without COLMAP: cameras and camera-to-world poses of the registered images."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..errors import InputError
+from ..rigid import inverse
+from ..types import Array, Intrinsics
+from .matching import poses_from_quaternions
+
+MODELS = (  # (name, number of parameters), in the order of COLMAP's model ids
+    *(("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8)),
+    *(("OPENCV_FISHEYE", 8), ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5)),
+    *(("THIN_PRISM_FISHEYE", 12), ("RAD_TAN_THIN_PRISM_FISHEYE", 16), ("SIMPLE_DIVISION", 4), ("DIVISION", 5)),
+    *(("SIMPLE_FISHEYE", 3), ("FISHEYE", 4), ("EUCM", 6), ("EQUIRECTANGULAR", 2)),
+)
+
+CameraRow = tuple[int, str, int, int, tuple[float, ...]]
+"""camera id, model name, width, height, parameters"""
+
+ImageRow = tuple[str, int, tuple[float, ...]]
+"""file name, camera id, (qw, qx, qy, qz, tx, ty, tz) world-to-camera"""
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapModel:
+    """`names` of the M registered images, their `T_world_camera` (M, 4, 4), and the one camera that took them."""
+
+    names: tuple[str, ...]
+    T_world_camera: Array
+    camera: Intrinsics
+
+
+def find_model(folder: Path) -> Path | None:
+    """The folder with cameras.txt or cameras.bin: `folder` itself, or where COLMAP's tools put it below."""
+    places = (folder, folder / "sparse" / "0", folder / "sparse", folder / "0")
+    return next((p for p in places if any((p / f"cameras.{end}").is_file() for end in ("txt", "bin"))), None)
+
+
+def read_model(folder: Path) -> ColmapModel:
+    """Read a model folder; InputError when it is damaged, empty, or taken by several or unsupported cameras."""
+    end = "bin" if (folder / "cameras.bin").is_file() else "txt"
+    images_file = folder / f"images.{end}"
+    try:
+        with images_file.open("rb") as file:
+            images = list(_binary_images(file) if end == "bin" else _text_images(file))
+    except (OSError, ValueError, struct.error, IndexError) as error:
+        raise InputError(
+            f"{images_file}: not a readable COLMAP image list ({error}); export the model again"
+        ) from error
+    if not images:
+        raise InputError(f"{images_file}: no image is registered; reconstruct again")
+    numbers = np.array([pose for *_, pose in images])  # (M, 7)
+    T_camera_world = poses_from_quaternions(images_file, numbers[:, [1, 2, 3, 0]], numbers[:, 4:])
+    camera = _the_camera(folder / f"cameras.{end}", {camera_id for _, camera_id, _ in images})
+    return ColmapModel(tuple(name for name, *_ in images), inverse(T_camera_world), camera)
+
+
+def read_cameras(file: Path) -> dict[int, CameraRow]:
+    """Cameras of a cameras.txt or cameras.bin by id."""
+    try:
+        with file.open("rb") as stream:
+            rows = list(_binary_cameras(stream) if file.suffix == ".bin" else _text_cameras(stream))
+    except (OSError, ValueError, struct.error, IndexError) as error:
+        raise InputError(f"{file}: not a readable COLMAP camera list ({error}); export the model again") from error
+    if not rows:
+        raise InputError(f"{file}: it holds no camera")
+    return {row[0]: row for row in rows}
+
+
+def _the_camera(file: Path, used: set[int]) -> Intrinsics:
+    cameras = read_cameras(file)
+    if not used <= set(cameras):
+        raise InputError(f"{file}: camera {min(used - set(cameras))} is missing; export the model again")
+    if len({cameras[i][1:] for i in used}) > 1:
+        raise InputError(
+            f"{file}: the images have {len(used)} cameras, a clip has one: run COLMAP with "
+            "--ImageReader.single_camera 1"
+        )
+    return intrinsics(file, cameras[min(used)])
+
+
+def intrinsics(file: Path, row: CameraRow) -> Intrinsics:
+    """The camera of a row; InputError for models that OpenCV's k1, k2, p1, p2 cannot express."""
+    _, model, width, height, p = row
+    match model, p:
+        case "SIMPLE_PINHOLE", (f, cx, cy):
+            fx, fy, distortion = f, f, (0.0, 0.0, 0.0, 0.0)
+        case "PINHOLE", (fx, fy, cx, cy):
+            distortion = (0.0, 0.0, 0.0, 0.0)
+        case "SIMPLE_RADIAL", (f, cx, cy, k1):
+            fx, fy, distortion = f, f, (k1, 0.0, 0.0, 0.0)
+        case "RADIAL", (f, cx, cy, k1, k2):
+            fx, fy, distortion = f, f, (k1, k2, 0.0, 0.0)
+        case "OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2):
+            distortion = (k1, k2, p1, p2)
+        case _:
+            raise InputError(
+                f"{file}: camera model {model} with {len(p)} parameters is not supported: undistort first (colmap "
+                "image_undistorter)"
+            )
+    return Intrinsics(fx, fy, cx, cy, width, height, distortion if any(distortion) else None)
+
+
+def _text_cameras(file: BinaryIO) -> Iterator[CameraRow]:
+    for line in _content(file):
+        if fields := line.split():
+            yield int(fields[0]), fields[1], int(fields[2]), int(fields[3]), tuple(map(float, fields[4:]))
+
+
+def _text_images(file: BinaryIO) -> Iterator[ImageRow]:
+    for line in islice(_content(file), 0, None, 2):  # every second line lists 2D points, and may be empty
+        if fields := line.strip().split(maxsplit=9):
+            yield fields[9], int(fields[8]), tuple(map(float, fields[1:8]))
+
+
+def _content(file: BinaryIO) -> Iterator[str]:
+    return (line for raw in file if not (line := raw.decode("utf-8")).startswith("#"))
+
+
+def _unpack(file: BinaryIO, layout: str) -> tuple[float, ...]:
+    return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
+
+
+def _binary_cameras(file: BinaryIO) -> Iterator[CameraRow]:
+    for _ in range(struct.unpack("<Q", file.read(8))[0]):
+        camera_id, model_id, width, height = struct.unpack("<iiQQ", file.read(24))
+        name, count = MODELS[model_id]
+        yield camera_id, name, width, height, _unpack(file, f"{count}d")
+
+
+def _binary_images(file: BinaryIO) -> Iterator[ImageRow]:
+    for _ in range(struct.unpack("<Q", file.read(8))[0]):
+        _, *pose, camera_id = _unpack(file, "I7dI")
+        name = b"".join(iter(lambda: _character(file), b"\0")).decode("utf-8")
+        (points,) = struct.unpack("<Q", file.read(8))
+        file.seek(24 * points, 1)
+        yield name, int(camera_id), tuple(pose)
+
+
+def _character(file: BinaryIO) -> bytes:
+    byte = file.read(1)
+    if not byte:
+        raise ValueError("it ends early")
+    return byte
