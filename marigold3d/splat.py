@@ -1,4 +1,4 @@
-"""A point cloud as a picture, in numpy alone: no display, no graphics library, and the same input gives the same pixels.
+"""A point cloud as a picture, in numpy alone: no display, no graphics library, and equal input gives the same pixels.
 
 Every point is a round splat of its own size in the world, the nearest one wins each pixel, eye-dome lighting makes the
 shape readable without normals (Boucheny 2009), and 2 x 2 samples a pixel smooth the edges.
