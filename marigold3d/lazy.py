@@ -46,7 +46,7 @@ class LazyStack(ABC):
         first, rest = self._split(key)
         positions = np.arange(len(self))[first]
         if positions.ndim == 0:
-            return self._frame(int(positions))[rest]
+            return np.asarray(self._frame(int(positions))[rest])
         frames = [self._frame(int(i))[rest] for i in positions]
         return np.stack(frames) if frames else np.zeros((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
 

@@ -38,7 +38,7 @@ def screenshot(
 ) -> Path:
     """Write a picture of the run's cloud (PNG or JPEG, by suffix) and return its path.
 
-    The view is from behind and above the camera path with the `cameras` drawn in, or that of the source frame `from_frame`.
+    The view is from behind and above the camera path with the `cameras` drawn in, or that of source frame `from_frame`.
     Raises InputError when the run has no cloud or no such frame.
     """
     image = picture(run, width=width, height=height, from_frame=from_frame, cameras=cameras)
@@ -63,7 +63,7 @@ def picture(
         step = PATH_SPACING * float(np.linalg.norm(np.median(points, 0) - T_world_camera[:3, 3]))
         drawn = _sampled(*camera_lines(trajectory, run.camera(), points), step)
         points = np.concatenate([points, drawn])
-        colors = np.concatenate([colors, np.broadcast_to(np.uint8(PATH_COLOR), drawn.shape)])
+        colors = np.concatenate([colors, np.broadcast_to(np.array(PATH_COLOR, np.uint8), drawn.shape)])
         sizes = np.concatenate([sizes, np.full(len(drawn), 1.4 * step, np.float32)])
     return render_points(points, colors, camera, T_world_camera, sizes)
 
@@ -85,7 +85,7 @@ def camera_lines(
     n = len(trajectory)
     path = np.stack([np.arange(n - 1), np.arange(1, n)], 1).reshape(-1, 2) if n > 1 else np.zeros((0, 2), np.int64)
     depth = FRUSTUM_SIZE * float(np.linalg.norm(np.quantile(points, 0.9, axis=0) - np.quantile(points, 0.1, axis=0)))
-    shown = np.unique(np.linspace(0, n - 1, min(n, FRUSTUMS)).round().astype(int)) if n else []
+    shown = np.unique(np.linspace(0, n - 1, min(n, FRUSTUMS)).round().astype(int))
     frustum = depth * _image_corners(camera)  # (4, 3) in the camera
     vertices, edges = [trajectory.centres], [path]
     for i in shown:
@@ -109,9 +109,7 @@ def show(run: Run) -> None:
         o3d = _open3d()
         window = o3d.visualization.Visualizer()
         if not window.create_window(f"marigold3d: {run.path.name}", camera.width, camera.height):
-            raise UsageError(
-                f"Open3D cannot open a window here: {_PICTURE_INSTEAD}; `marigold3d doctor` says what is missing"
-            )
+            raise UsageError(f"Open3D cannot open a window here: {_PICTURE_INSTEAD}; {_ASK_DOCTOR}")
         for geometry in (_o3d_cloud(o3d, cloud), _o3d_lines(o3d, vertices, edges)):
             window.add_geometry(geometry)
         options = window.get_render_option()
@@ -140,6 +138,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 _PICTURE_INSTEAD = "write a picture with `marigold3d view RUN --screenshot view.png`"
+_ASK_DOCTOR = "`marigold3d doctor` says what is missing"
 
 
 def _cloud(run: Run) -> PointCloud:
@@ -160,9 +159,7 @@ def _open3d() -> Any:
     try:
         import open3d
     except (ImportError, OSError) as error:
-        raise UsageError(
-            f"Open3D cannot be loaded ({error}): {_PICTURE_INSTEAD}; `marigold3d doctor` says what is missing"
-        ) from None
+        raise UsageError(f"Open3D cannot be loaded ({error}): {_PICTURE_INSTEAD}; {_ASK_DOCTOR}") from None
     return open3d
 
 

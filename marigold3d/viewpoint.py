@@ -68,7 +68,7 @@ def facing(points: NDArray[np.floating], normals: NDArray[np.floating], T_world_
     """(N,) whether a point's surface faces the camera or has no normal: walls seen from behind are left out."""
     to_camera = T_world_camera[:3, 3].astype(np.float32) - points
     cosine = np.einsum("ij,ij->i", to_camera, normals)
-    return (cosine > 0) | (np.abs(normals).sum(1) == 0)
+    return np.asarray((cosine > 0) | (np.abs(normals).sum(1) == 0))
 
 
 def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:
 
 
 def _off_centre(in_view: Array, distance: float) -> Array:
-    """How far right and down (2,) of the picture's middle the fitted share of points (N, 3) lies, seen in perspective."""
+    """How far right and down (2,) of the picture's middle the fitted share of points (N, 3) appears."""
     xy = in_view[:, :2] / np.maximum(in_view[:, 2:] + distance, 0.1 * distance)
     low, high = np.quantile(xy, [1 - FITTED_SHARE, FITTED_SHARE], axis=0)
     return np.asarray(distance * (low + high) / 2)
