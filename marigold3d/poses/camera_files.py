@@ -88,4 +88,5 @@ def _from_matrix(path: Path, width: int, height: int) -> Intrinsics:
     K = K.reshape(3, 3)
     if np.all(np.isfinite(K)) and not np.allclose(K[[1, 2, 2, 2], [0, 0, 1, 2]], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{path}: not a camera matrix (its last row must be 0 0 1): is it transposed?")
-    return Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2], width, height)
+    fx, fy, cx, cy = (float(K[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return Intrinsics(fx, fy, cx, cy, width, height)
