@@ -52,7 +52,7 @@ class PoseConfig:
     source: Literal["sfm", "file", "static"] = "sfm"
     file: Path | None = None  # TUM, COLMAP, transforms.json or .npy
     metric: bool = False  # the file's translations are metres
-    keyframe_fps: float = 7.5  # SfM keyframes a second, at the most
+    keyframe_fps: float = 15.0  # SfM keyframes a second, at the most
     max_keyframes: int = 400  # for longer clips the keyframes are spread out
 
 

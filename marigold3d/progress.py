@@ -33,3 +33,11 @@ def run(steps: Steps[T], on_progress: Callable[[Progress], None] = lambda _: Non
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+@dataclass(frozen=True, eq=False)
+class FramePreview:
+    """Newest depth of a frame: `position` among the used frames, `values` (H, W) float32 as the stage has them."""
+
+    position: int
+    values: Any

@@ -1,0 +1,99 @@
+"""A low-frequency log-scale field: how far one affine map is from enough, as a smooth factor over the image.
+
+log z_true(u, v) = log z_affine(u, v) + f(u, v), f bilinear on a coarse grid. The grid is solved by penalised robust least
+squares: cues pull it, a smoothness prior on neighbouring nodes and a weak prior on the nodes themselves hold it where there are none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from ..types import Array, FloatImage
+from .affine import _mad, _tukey
+
+NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
+STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
+CUE_FLOOR = 0.03  # a cue is never trusted further than this share of its depth: the field is not meant to follow detail
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleField:
+    """nodes (R, C): log scale on a grid over a width x height image; node_sigma (R, C): its standard deviation."""
+
+    nodes: Array
+    node_sigma: Array
+    width: int
+    height: int
+
+    def log_scale(self) -> FloatImage:
+        """(H, W) log factor of every pixel."""
+        return self._upsample(self.nodes)
+
+    def sigma(self) -> FloatImage:
+        """(H, W) standard deviation of the log factor."""
+        return self._upsample(self.node_sigma)
+
+    def at(self, uv: Array) -> Array:
+        """Log factor (N,) at pixels uv (N, 2)."""
+        return _basis(uv, self.width, self.height, self.nodes.shape) @ self.nodes.ravel()
+
+    def _upsample(self, grid: Array) -> FloatImage:
+        rows, columns = grid.shape
+        wr = _hat((np.arange(self.height) + 0.5) / self.height, rows)  # (H, R)
+        wc = _hat((np.arange(self.width) + 0.5) / self.width, columns)  # (W, C)
+        return (wr @ grid @ wc.T).astype(np.float32)
+
+
+def grid_shape(width: int, height: int, columns: int) -> tuple[int, int]:
+    """(rows, columns) of nodes, about square cells; `columns` counts along the longer side."""
+    cell = max(width, height) / (columns - 1)
+    return max(2, round(height / cell) + 1), max(2, round(width / cell) + 1)
+
+
+def fit_field(uv: Array, log_ratio: Array, sigma: Array, width: int, height: int, shape: tuple[int, int]) -> ScaleField:
+    """Field through log_ratio (N,) = log(z_cue / z_affine) at uv (N, 2), with relative standard deviations sigma (N,).
+
+    IRLS with Tukey's biweight; the robust scale is re-estimated from the residuals in every round.
+    """
+    B = _basis(uv, width, height, shape)  # (N, R*C)
+    prior = _prior(shape)  # (R*C, R*C)
+    sigma = np.hypot(sigma, CUE_FLOOR)
+    weights = 1 / sigma**2
+    nodes = np.zeros(shape[0] * shape[1])
+    for _ in range(6):
+        factor = cho_factor(B.T @ (weights[:, None] * B) + prior)
+        nodes = cho_solve(factor, B.T @ (weights * log_ratio))
+        r = (log_ratio - B @ nodes) / sigma
+        weights = _tukey(r / max(_mad(r), 1.0)) / sigma**2
+    node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
+    return ScaleField(nodes.reshape(shape), node_sigma.reshape(shape), width, height)
+
+
+def _hat(x: Array, nodes: int) -> Array:
+    """(N, nodes) linear interpolation weights of positions x in [0, 1]."""
+    position = np.clip(x, 0, 1) * (nodes - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(nodes)))
+
+
+def _basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> Array:
+    """(N, R*C) bilinear weights of pixels uv (N, 2)."""
+    rows, columns = _hat(uv[:, 1] / height, shape[0]), _hat(uv[:, 0] / width, shape[1])
+    return (rows[:, :, None] * columns[:, None, :]).reshape(len(uv), -1)
+
+
+def _prior(shape: tuple[int, int]) -> Array:
+    """(R*C, R*C) precision of the smoothness and the node prior."""
+    index = np.arange(shape[0] * shape[1]).reshape(shape)
+    pairs = np.concatenate(
+        [
+            np.stack([index[1:].ravel(), index[:-1].ravel()], 1),
+            np.stack([index[:, 1:].ravel(), index[:, :-1].ravel()], 1),
+        ]
+    )
+    D = np.zeros((len(pairs), index.size))
+    D[np.arange(len(pairs)), pairs[:, 0]] = 1
+    D[np.arange(len(pairs)), pairs[:, 1]] = -1
+    return D.T @ D / STEP_SIGMA**2 + np.eye(index.size) / NODE_SIGMA**2

@@ -1,0 +1,115 @@
+"""A sparse reconstruction as plain arrays, the depth cues it gives a frame, and poses for the frames between its keyframes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..camera import project
+from ..rigid import interpolate, inverse, transform
+from ..types import Array, Intrinsics, SparseCues
+
+REPROJECTION_PX = 1.0  # standard deviation of a keypoint, px at the size the features were found at
+MIN_SIN_ANGLE = np.sin(np.radians(1.0))  # points seen under a smaller angle carry no depth
+MAX_GAP_S = 1.0  # poses are interpolated between registered frames no farther apart than this ...
+MAX_GAP_SHIFT = 0.5  # ... and whose views have moved by no more than this share of the image
+
+
+@dataclass(frozen=True, eq=False)
+class SparseModel:
+    """Keyframe poses and points of one consistent reconstruction, in arbitrary units.
+
+    camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones, increasing;
+    T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a point's rays;
+    seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point.
+    """
+
+    camera: Intrinsics
+    frames: NDArray[np.int64]
+    T_world_camera: Array
+    points: Array
+    sin_angle: Array
+    seen_frame: NDArray[np.int64]
+    seen_point: NDArray[np.int64]
+
+    def points_near(self, position: int) -> NDArray[np.int64]:
+        """Points seen by the registered frame at `position`, or by the ones before and after it."""
+        after = int(np.searchsorted(self.frames, position))
+        if after < len(self.frames) and self.frames[after] == position:
+            near = [after]
+        else:
+            near = [i for i in (after - 1, after) if 0 <= i < len(self.frames)]
+        return np.unique(self.seen_point[np.isin(self.seen_frame, near)])
+
+    def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]:
+        """Depth cues of the frame at `position` with pose (4, 4), and the index of the point behind each (N,).
+
+        Sigma is the depth error that a keypoint error of one pixel makes under the point's widest ray angle.
+        """
+        ids = self.points_near(position)
+        in_camera = transform(inverse(T_world_camera), self.points[ids])
+        uv, z = project(in_camera, self.camera), in_camera[:, 2]
+        with np.errstate(invalid="ignore"):
+            inside = (z > 0) & (uv > 0).all(1) & (uv < (self.camera.width, self.camera.height)).all(1)
+        keep = inside & (self.sin_angle[ids] > MIN_SIN_ANGLE)
+        sigma = z[keep] * REPROJECTION_PX / (self.camera.fx * self.sin_angle[ids][keep])
+        return SparseCues(uv[keep], z[keep], sigma, "sfm"), ids[keep]
+
+    def scaled(self, factor: float) -> SparseModel:
+        """The same model in units `factor` times finer."""
+        T = self.T_world_camera.copy()
+        T[:, :3, 3] *= factor
+        return replace(self, T_world_camera=T, points=self.points * factor)
+
+    def as_arrays(self) -> dict[str, NDArray[Any]]:
+        """For the run's cache."""
+        c = self.camera
+        numbers = [c.fx, c.fy, c.cx, c.cy, c.width, c.height, *(c.distortion or (np.nan,) * 4)]
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "camera"}
+        return {**arrays, "camera": np.array(numbers)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> SparseModel:
+        fx, fy, cx, cy, width, height, *distortion = arrays.pop("camera").tolist()
+        known = None if np.isnan(distortion[0]) else tuple(distortion)
+        return cls(Intrinsics(fx, fy, cx, cy, int(width), int(height), known), **arrays)
+
+
+def widest_sine(centres: Array, points: Array, seen_frame: NDArray[np.int64], seen_point: NDArray[np.int64]) -> Array:
+    """(P,) sine of the widest angle between each point's first, middle and last ray: within the track, close to the widest pair."""
+    order = np.lexsort((seen_frame, seen_point))
+    frame, point = seen_frame[order], seen_point[order]
+    first = np.searchsorted(point, np.arange(len(points)))
+    last = np.searchsorted(point, np.arange(len(points)), side="right") - 1
+    seen = last >= first
+    sine = np.zeros(len(points))
+    picks = [frame[np.clip(i, 0, len(frame) - 1)] for i in (first, (first + last) // 2, last)]
+    rays = [points - centres[p] for p in picks]
+    rays = [r / np.maximum(np.linalg.norm(r, axis=1, keepdims=True), 1e-12) for r in rays]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        sine = np.maximum(sine, np.linalg.norm(np.cross(rays[a], rays[b]), axis=1))
+    return np.where(seen, sine, 0.0)
+
+
+def complete_poses(model: SparseModel, timestamps_s: Array) -> tuple[NDArray[np.bool_], Array]:
+    """Poses of all T used frames: registered ones as they are, those between by interpolation where that is safe.
+
+    Returns which frames have a pose (T,) and T_world_camera (T, 4, 4) (identity elsewhere). Safe is: between two
+    registered frames less than MAX_GAP_S apart whose viewing directions differ by less than half the field of view.
+    """
+    posed = np.zeros(len(timestamps_s), bool)
+    T = np.tile(np.eye(4), (len(timestamps_s), 1, 1))
+    posed[model.frames] = True
+    T[model.frames] = model.T_world_camera
+    half_view = np.radians(model.camera.fov_x_deg * MAX_GAP_SHIFT)
+    for i, (a, b) in enumerate(zip(model.frames[:-1], model.frames[1:], strict=True)):
+        turn = np.arccos(np.clip(model.T_world_camera[i, :3, 2] @ model.T_world_camera[i + 1, :3, 2], -1, 1))
+        if b - a > 1 and timestamps_s[b] - timestamps_s[a] <= MAX_GAP_S and turn < half_view:
+            between = np.arange(a + 1, b)
+            pair = model.T_world_camera[i : i + 2]
+            T[between] = interpolate(timestamps_s[[a, b]], pair, timestamps_s[between])
+            posed[between] = True
+    return posed, T
