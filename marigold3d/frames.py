@@ -94,17 +94,19 @@ def check_range(config: VideoConfig, path: Path, duration_s: float = 0.0) -> Non
         )
 
 
-def select(timeline: Iterable[tuple[int, float, T]], config: VideoConfig, path: Path) -> Iterator[tuple[int, float, T]]:
+def select(
+    timeline: Iterable[tuple[int, float, T]], config: VideoConfig, info: VideoInfo
+) -> Iterator[tuple[int, float, T]]:
     """Those (index, timestamp_s, item) of `timeline` that lie in the range, thinned; InputError when none does."""
     in_range = _in_range(timeline, config)
-    thinned = _at_rate(in_range, config.fps) if config.fps else islice(in_range, 0, None, config.stride)
+    thinned = _at_rate(in_range, config.fps, info.fps) if config.fps else islice(in_range, 0, None, config.stride)
     empty = True
     for entry in islice(thinned, config.max_frames):
         empty = False
         yield entry
     if empty:
         end = "the end" if config.end_s is None else f"{config.end_s:g} s"
-        raise InputError(f"{path}: no frame lies between {config.start_s:g} s and {end}: widen the range")
+        raise InputError(f"{info.path}: no frame lies between {config.start_s:g} s and {end}: widen the range")
 
 
 def _in_range(timeline: Iterable[tuple[int, float, T]], config: VideoConfig) -> Iterator[tuple[int, float, T]]:
@@ -115,12 +117,12 @@ def _in_range(timeline: Iterable[tuple[int, float, T]], config: VideoConfig) -> 
             yield entry
 
 
-def _at_rate(timeline: Iterable[tuple[int, float, T]], fps: float) -> Iterator[tuple[int, float, T]]:
-    """The first entry in each 1/fps of time; a quarter of a slot is forgiven, as containers round their timestamps."""
-    first_s, last_slot = None, -1
+def _at_rate(timeline: Iterable[tuple[int, float, T]], fps: float, source_fps: float) -> Iterator[tuple[int, float, T]]:
+    """The first entry in each 1/fps of time; a quarter of a frame early is forgiven, as clocks are rounded."""
+    first_s, last_slot, forgiven = None, -1, 0.25 * min(1.0, fps / source_fps)
     for entry in timeline:
         first_s = entry[1] if first_s is None else first_s
-        slot = math.floor((entry[1] - first_s) * fps + 0.25)
+        slot = math.floor((entry[1] - first_s) * fps + forgiven)
         if slot > last_slot:
             last_slot = slot
             yield entry

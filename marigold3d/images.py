@@ -72,7 +72,7 @@ class ImageSequence(VideoSource):
 
     def frames(self, *, max_side: int | None = None) -> Iterator[Frame]:
         timeline = ((i, i / self.info.fps, file) for i, file in enumerate(self.files))
-        for index, time_s, file in select(timeline, replace(self.config, fps=None), self.info.path):
+        for index, time_s, file in select(timeline, replace(self.config, fps=None), self.info):
             yield Frame(index, time_s, _read_rgb(file, self.size(max_side)))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ __all__ = ["VideoFile", "VideoInfo", "VideoSource", "open_video", "write_video"]
 av.logging.set_level(None)  # FFmpeg must not write on the user's terminal
 
 UNTAGGED_BT709_HEIGHT = 720  # players take untagged clips of this height and more for BT.709, smaller ones for BT.601
+WRITTEN_SUFFIXES = (".mp4", ".mov", ".mkv")
 CLOCK_PROBE_FRAMES = 24  # frames decoded on opening to see whether the timestamps run forward
 SCALER = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -65,7 +67,7 @@ class VideoFile(VideoSource):
 
     def frames(self, *, max_side: int | None = None) -> Iterator[Frame]:
         width, height = self.size(max_side)
-        for index, time_s, decoded in select(self._timeline(), self.config, self.info.path):
+        for index, time_s, decoded in select(self._timeline(), self.config, self.info):
             yield Frame(index, time_s, _upright_rgb(decoded, width, height))
 
     def _timeline(self) -> Iterator[tuple[int, float, Any]]:
@@ -106,7 +108,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             "copy it again or re-encode it with ffmpeg"
         ) from error
     with container:
-        streams = [s for s in container.streams.video if "attached_pic" not in s.disposition.name.lower()]
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise InputError(f"{path}: it has no video stream; give a file with moving pictures")
         streams[0].thread_type = "AUTO"
@@ -188,13 +190,13 @@ def write_video(path: str | Path, frames_rgb: Iterable[NDArray[np.uint8]], fps: 
 
     Raises OutputError when the file cannot be written.
     """
+    if Path(path).suffix.lower() not in WRITTEN_SUFFIXES:
+        raise OutputError(f"{path}: choose a name that ends in {', '.join(WRITTEN_SUFFIXES)}")
     with atomic_path(path) as temporary:
         try:
             _encode(temporary, frames_rgb, fps)
         except av.FFmpegError as error:
-            raise OutputError(
-                f"{path}: cannot be encoded ({_reason(error)}); choose a name that ends in .mp4"
-            ) from error
+            raise OutputError(f"{path}: cannot be encoded ({_reason(error)}); check the disk and the folder") from error
 
 
 def _encode(path: Path, frames_rgb: Iterable[NDArray[np.uint8]], fps: float) -> None:
