@@ -1,0 +1,173 @@
+"""The networks of a Marigold checkpoint in diffusers' folder format, loaded component by component.
+
+    model_index.json   which classes, default steps and resolution, what is predicted
+    unet/ vae/ text_encoder/   config.json and safetensors weights
+    scheduler/ tokenizer/      JSON
+
+Only the embedding of the empty prompt is needed of the text encoder, so encoder and tokenizer are released once they
+have given it. `DiffusionPipeline.from_pretrained` would keep them, and its import takes twice as long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import Marigold3DError, ModelError
+from ..types import Domain
+from .checkpoint import quiet_transformers, read_json, weight_files, weight_variant
+from .device import is_out_of_memory, parameters_to
+
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "scheduler": ("DDIMScheduler", "LCMScheduler"),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+_DOMAINS: dict[str, Domain] = {"depth": "depth", "disparity": "disparity"}
+
+
+@dataclass(frozen=True, eq=False)
+class MarigoldModel:
+    """Frozen networks: `unet` (2C -> C latent channels), `vae`, `scheduler`, `empty_prompt` (1, tokens, channels)."""
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    empty_prompt: torch.Tensor
+    domain: Domain
+    default_steps: int
+    default_resolution: int
+
+    @property
+    def reduction(self) -> int:
+        """Image pixels a latent pixel, along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of the latent."""
+        return int(self.vae.config.latent_channels)
+
+
+def load_marigold(
+    folder: Path, device: torch.device, dtype: torch.dtype, timestep_spacing: str | None = None
+) -> MarigoldModel:
+    """The networks in `folder` on `device`; `timestep_spacing` overrides the checkpoint's own.
+
+    Raises ModelError, in one line with its remedy, for a folder that is incomplete, damaged or no Marigold checkpoint.
+    """
+    index = read_json(folder / "model_index.json")
+    domain = _domain(folder, index)
+    classes = {part: _class_name(folder, index, part) for part in _CLASSES}
+    prompt = _empty_prompt(folder, device, dtype)
+    model = MarigoldModel(
+        _network(folder, "unet", classes["unet"], device, dtype),
+        _network(folder, "vae", classes["vae"], device, dtype),
+        _scheduler(folder, classes["scheduler"], timestep_spacing),
+        prompt,
+        domain,
+        int(index.get("default_denoising_steps") or 10),
+        int(index.get("default_processing_resolution") or 768),
+    )
+    _check_channels(folder, model)
+    return model
+
+
+def _domain(folder: Path, index: dict[str, Any]) -> Domain:
+    """What the checkpoint predicts; the first releases do not say, and predict depth."""
+    predicted = index.get("prediction_type") or "depth"
+    if not str(index.get("_class_name", "")).startswith("Marigold") or predicted not in _DOMAINS:
+        raise ModelError(
+            f"{folder} is a {index.get('_class_name')} that predicts {predicted!r}: use a Marigold depth checkpoint"
+        )
+    return _DOMAINS[predicted]
+
+
+def _class_name(folder: Path, index: dict[str, Any], part: str) -> str:
+    entry = index.get(part)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name not in _CLASSES[part]:
+        raise ModelError(f"{folder}: {part} is {name}, but must be {' or '.join(_CLASSES[part])}")
+    if not (folder / part).is_dir():
+        raise ModelError(f"{folder} is not a complete checkpoint: its folder {part}/ is missing, get it again")
+    return str(name)
+
+
+def _empty_prompt(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(1, tokens, channels): what the U-Net attends to in place of a text."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    weights = folder / "text_encoder"
+    variant = weight_variant(weights)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        # In float32 on the CPU: one pass over two tokens, and the same embedding for every device.
+        with quiet_transformers():
+            encoder = CLIPTextModel.from_pretrained(weights, use_safetensors=True, variant=variant, dtype=torch.float32)
+        ids = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids  # (1, tokens)
+        with torch.no_grad():
+            return encoder(ids)[0].to(device, dtype)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise _damaged(weights, error) from error
+
+
+def _network(folder: Path, part: str, class_name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    import diffusers
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    weights = folder / part
+    variant = weight_variant(weights)
+    try:
+        network, report = getattr(diffusers, class_name).from_pretrained(
+            weights,
+            use_safetensors=True,
+            variant=variant,
+            torch_dtype=dtype,
+            # accelerate saves one copy of the weights; without it, asking for that would only print a warning.
+            low_cpu_mem_usage=is_accelerate_available(),
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise _damaged(weights, error) from error
+    if report["missing_keys"]:  # diffusers would leave them at random values
+        raise ModelError(f"{weights} lacks weights ({report['missing_keys'][0]}, …): get the checkpoint again")
+    return parameters_to(network, device)
+
+
+def _scheduler(folder: Path, class_name: str, timestep_spacing: str | None) -> Any:
+    import diffusers
+
+    read_json(folder / "scheduler" / "scheduler_config.json")
+    override = {} if timestep_spacing is None else {"timestep_spacing": timestep_spacing}
+    try:
+        return getattr(diffusers, class_name).from_pretrained(folder / "scheduler", **override)
+    except Exception as error:
+        raise _damaged(folder / "scheduler", error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> Exception:
+    """What to raise for a component that the libraries reject: they raise OSError, ValueError, SafetensorError, …"""
+    if isinstance(error, Marigold3DError) or is_out_of_memory(error):
+        return error
+    reason = " ".join(str(error).split())[:160]
+    return ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason}): get the checkpoint again")
+
+
+def _check_channels(folder: Path, model: MarigoldModel) -> None:
+    found, needed = model.unet.config.in_channels, 2 * model.latent_channels
+    if found != needed:
+        raise ModelError(
+            f"{folder}: the U-Net takes {found} channels, not the {needed} of image and depth latent: "
+            "use a Marigold depth checkpoint, not the image generator it started from"
+        )
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """The files that determine the prediction."""
+    return [folder / "model_index.json", *weight_files(folder / "unet"), *weight_files(folder / "vae")]
