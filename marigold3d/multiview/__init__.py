@@ -1,1 +1,1 @@
-""""""
+"""What several views know together: their agreement, and a plane sweep around the aligned prior."""

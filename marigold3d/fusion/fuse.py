@@ -1,0 +1,110 @@
+"""From aligned depth maps to one cloud: drop flying pixels, keep what views agree on, gather in voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..camera import depth_to_points
+from ..config import FusionConfig
+from ..errors import GeometryError
+from ..multiview.consistency import View, compare, consistent, neighbour_positions
+from ..progress import Progress, Steps
+from ..types import Array, DepthMap, Intrinsics, PointCloud, Units
+from .edges import edge_mask
+from .normals import grid_normals
+from .voxels import VoxelGrid
+
+NEIGHBOURS = 6  # views a depth map is checked against
+FAR_RATIO = 6.0  # depth beyond this multiple of the clip's median is left out unless --max-depth says otherwise
+VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth
+GRAZING = 0.12  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
+
+
+@dataclass(frozen=True, eq=False)
+class FusionReport:
+    """voxel and max_depth in scene units; shares of the valid pixels dropped by each filter."""
+
+    voxel: float
+    max_depth: float
+    points: int
+    dropped_edges: float
+    dropped_inconsistent: float
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in self.__dict__.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class FusionInput:
+    """What is fused: for each of M views its position, source index and pose; `depth(position)` reads a DepthMap."""
+
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    T_world_camera: Array
+    depth: Callable[[int], DepthMap]
+    camera: Intrinsics
+    units: Units
+
+
+def fuse(views: FusionInput, colors: Iterator[tuple[int, NDArray[np.uint8]]], config: FusionConfig) -> Steps[tuple[PointCloud, FusionReport]]:
+    """Fuse the views; `colors` yields (row among the views, rgb (H, W, 3)) in order.
+
+    Raises GeometryError when nothing survives the filters.
+    """
+    median = median_depth(views)
+    max_depth = config.max_depth or FAR_RATIO * median
+    grid = VoxelGrid(config.voxel or VOXEL_RATIO * median)
+    pixels = edges = inconsistent = 0
+    for done, (row, rgb) in enumerate(colors):
+        depth = views.depth(int(views.positions[row]))
+        near = depth.restricted_to(depth.depth < max_depth)
+        solid = near.restricted_to(~edge_mask(near, config.edge_ratio))
+        checked = _checked(views, row, solid, median, config)
+        _add(grid, checked, rgb, views, row)
+        pixels += int(near.valid.sum())
+        edges += int(near.valid.sum() - solid.valid.sum())
+        inconsistent += int(solid.valid.sum() - checked.valid.sum())
+        yield Progress("fuse", done + 1, len(views.positions))
+    cloud = grid.cloud(min(config.min_observations, len(views.positions)), views.units)
+    if len(cloud) == 0:
+        raise GeometryError(
+            "no point survived fusion: the views do not agree with each other; try --consistency 0.15 or --min-observations 1"
+        )
+    share = 1 / max(pixels, 1)
+    return cloud, FusionReport(grid.voxel, max_depth, len(cloud), edges * share, inconsistent * share)
+
+
+def median_depth(views: FusionInput, samples: int = 12) -> float:
+    """Median depth over a few views: the scene's own unit of length."""
+    picks = np.unique(np.linspace(0, len(views.positions) - 1, samples).round().astype(int))
+    maps = [views.depth(int(views.positions[i])) for i in picks]
+    values = [float(np.median(m.depth[m.valid])) for m in maps if m.valid.any()]
+    if not values:
+        raise GeometryError("no frame has valid depth to fuse")
+    return float(np.median(values))
+
+
+def _checked(views: FusionInput, row: int, depth: DepthMap, median: float, config: FusionConfig) -> DepthMap:
+    """The depth map with what other views contradict removed, and averaged with what they confirm."""
+    rows = neighbour_positions(views.T_world_camera, row, median, NEIGHBOURS)
+    if not rows:
+        return depth
+    others = [View(views.depth(int(views.positions[i])), views.T_world_camera[i]) for i in rows]
+    verdict = compare(View(depth, views.T_world_camera[row]), others, views.camera, config.consistency_ratio)
+    keep = depth.valid & consistent(verdict, len(others), config.min_observations)
+    return DepthMap(np.where(keep, verdict.depth, depth.depth).astype(np.float32), keep, verdict.sigma)
+
+
+def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: FusionInput, row: int) -> None:
+    T = views.T_world_camera[row]
+    points = depth_to_points(depth.depth, views.camera, T)
+    normals = grid_normals(points, T[:3, 3])
+    ray = T[:3, 3].astype(np.float32) - points
+    cosine = np.einsum("hwc,hwc->hw", ray, normals) / np.maximum(np.linalg.norm(ray, axis=2), 1e-12)
+    keep = depth.valid & (cosine > GRAZING)
+    sigma = np.full(depth.depth.shape, 0.05, np.float32) * depth.depth if depth.sigma is None else depth.sigma
+    grid.add(points[keep], rgb[keep], normals[keep], sigma[keep], int(views.indices[row]))

@@ -1,0 +1,127 @@
+"""Confidence-weighted voxel fusion on numpy alone. It grows with the scene, not with the number of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GeometryError
+from ..types import PointCloud, Units
+
+KEY_BITS = 21  # a voxel's x, y, z index share one 64-bit key
+MERGE_ROWS = 4_000_000  # rows gathered between two merges into the table
+COLUMNS = 10  # weight, then weighted xyz, rgb, normal
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """One row a voxel, sorted by key: keys (N,), sums (N, COLUMNS), observations (N,), best sigma (N,) and its frame (N,)."""
+
+    keys: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    observations: NDArray[np.int32]
+    best_sigma: NDArray[np.float32]
+    best_frame: NDArray[np.int32]
+
+
+class VoxelGrid:
+    """Gathers points frame by frame; `cloud` gives one point a voxel: the mean weighted by 1/sigma^2.
+
+    Sigma of a voxel is that of the mean, but at least half the best observation's: the errors of neighbouring frames
+    share network and poses and do not average out.
+    """
+
+    def __init__(self, voxel: float) -> None:
+        if not voxel > 0:
+            raise GeometryError(f"the voxel size must be positive, got {voxel}")
+        self.voxel = voxel
+        self._table = _empty()
+        self._pending: list[_Table] = []
+        self._pending_rows = 0
+
+    def add(
+        self,
+        points: NDArray[np.float32],
+        colors: NDArray[np.uint8],
+        normals: NDArray[np.float32],
+        sigma: NDArray[np.float32],
+        frame_index: int,
+    ) -> None:
+        """One frame's world points (N, 3), colours (N, 3), unit normals (N, 3) and sigma (N,)."""
+        if len(points) == 0:
+            return
+        w = 1 / np.maximum(sigma.astype(float), 1e-12) ** 2
+        rows = np.concatenate([np.ones((len(points), 1)), points, colors, normals], 1) * w[:, None]
+        n = len(points)
+        pixels = _Table(
+            self._keys(points), rows, np.ones(n, np.int32), sigma.astype(np.float32), np.full(n, frame_index, np.int32)
+        )
+        cells = _merge([pixels])
+        # Pixels of one frame in one voxel are one observation with their mean weight, however many there are.
+        one = np.ones_like(cells.observations)
+        self._pending.append(replace(cells, sums=cells.sums / cells.observations[:, None], observations=one))
+        self._pending_rows += len(one)
+        if self._pending_rows > MERGE_ROWS:
+            self._flush()
+
+    def cloud(self, min_observations: int = 1, units: Units = "arbitrary") -> PointCloud:
+        """The fused points seen by at least `min_observations` frames."""
+        self._flush()
+        t = self._table
+        keep = t.observations >= min_observations
+        weight, sums = t.sums[keep, :1], t.sums[keep, 1:] / t.sums[keep, :1]
+        normals = sums[:, 6:9] / np.maximum(np.linalg.norm(sums[:, 6:9], axis=1, keepdims=True), 1e-12)
+        sigma = np.maximum(1 / np.sqrt(weight[:, 0]), 0.5 * t.best_sigma[keep])
+        return PointCloud(
+            sums[:, :3].astype(np.float32),
+            np.clip(sums[:, 3:6] + 0.5, 0, 255).astype(np.uint8),
+            normals.astype(np.float32),
+            sigma.astype(np.float32),
+            t.observations[keep],
+            t.best_frame[keep],
+            units,
+        )
+
+    def _keys(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
+        cell = np.floor(points.astype(float) / self.voxel).astype(np.int64)
+        half = 1 << (KEY_BITS - 1)
+        if np.abs(cell).max() >= half:
+            raise GeometryError(f"a voxel of {self.voxel:.3g} is too small for a scene this large: raise --voxel")
+        cell += half
+        return (cell[:, 0] << (2 * KEY_BITS)) | (cell[:, 1] << KEY_BITS) | cell[:, 2]
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._table = _merge([self._table, *self._pending])
+            self._pending, self._pending_rows = [], 0
+
+
+def _empty() -> _Table:
+    return _Table(
+        np.zeros(0, np.int64), np.zeros((0, COLUMNS)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+    )
+
+
+def _starts(sorted_keys: NDArray[np.int64]) -> NDArray[np.intp]:
+    return np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1]))
+
+
+def _merge(tables: list[_Table]) -> _Table:
+    """One row a key: sums and observations added, the lowest sigma's frame kept."""
+    keys = np.concatenate([t.keys for t in tables])
+    if len(keys) == 0:
+        return _empty()
+    sigma = np.concatenate([t.best_sigma for t in tables])
+    order = np.lexsort((sigma, keys))  # the best observation of a voxel comes first
+    keys = keys[order]
+    starts = _starts(keys)
+    first = order[starts]
+    return _Table(
+        keys[starts],
+        np.add.reduceat(np.concatenate([t.sums for t in tables])[order], starts),
+        np.add.reduceat(np.concatenate([t.observations for t in tables])[order], starts).astype(np.int32),
+        sigma[first],
+        np.concatenate([t.best_frame for t in tables])[first],
+    )
