@@ -18,13 +18,12 @@ from .errors import InputError, UsageError
 from .splat import render_points
 from .store import Run
 from .types import Array, Intrinsics, PointCloud, Trajectory
-from .viewpoint import facing, fitted_to, overview, spacing
+from .viewpoint import facing, fitted_to, frustums, overview, spacing
 
 SPLAT_SIZE = 1.6  # splat diameter in point spacings: neighbours overlap, edges stay sharp
 PATH_COLOR = (255, 176, 32)
 PATH_SPACING = 0.0015  # of the view distance: splats along the drawn camera path
-FRUSTUMS = 12  # cameras drawn along the path
-FRUSTUM_SIZE = 0.04  # of the scene's extent
+FRUSTUM_EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)])  # apex 0, corners 1 to 4
 
 
 def screenshot(
@@ -83,17 +82,12 @@ def camera_lines(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Vertices (M, 3) in the world and edges (K, 2) that draw the camera path and some of its frustums."""
     n = len(trajectory)
-    path = np.stack([np.arange(n - 1), np.arange(1, n)], 1).reshape(-1, 2) if n > 1 else np.zeros((0, 2), np.int64)
-    depth = FRUSTUM_SIZE * float(np.linalg.norm(np.quantile(points, 0.9, axis=0) - np.quantile(points, 0.1, axis=0)))
-    shown = np.unique(np.linspace(0, n - 1, min(n, FRUSTUMS)).round().astype(int))
-    frustum = depth * _image_corners(camera)  # (4, 3) in the camera
-    vertices, edges = [trajectory.centres], [path]
-    for i in shown:
-        T, first = trajectory.T_world_camera[i], sum(map(len, vertices))
-        vertices.append(frustum @ T[:3, :3].T + T[:3, 3])
-        corners = first + np.arange(4)
-        edges += [np.stack([np.full(4, i), corners], 1), np.stack([corners, np.roll(corners, -1)], 1)]
-    return np.concatenate(vertices).astype(np.float32), np.concatenate(edges).astype(np.int64)
+    pyramids = frustums(trajectory, camera, points)  # (F, 5, 3)
+    path = np.stack([np.arange(n - 1), np.arange(1, n)], 1) if n > 1 else np.zeros((0, 2), np.int64)
+    first = n + 5 * np.arange(len(pyramids))[:, None, None]
+    edges = np.concatenate([path, (first + FRUSTUM_EDGES).reshape(-1, 2)])
+    vertices = np.concatenate([trajectory.centres, pyramids.reshape(-1, 3)])
+    return vertices.astype(np.float32), edges.astype(np.int64)
 
 
 def show(run: Run) -> None:
@@ -161,12 +155,6 @@ def _open3d() -> Any:
     except (ImportError, OSError) as error:
         raise UsageError(f"Open3D cannot be loaded ({error}): {_PICTURE_INSTEAD}; {_ASK_DOCTOR}") from None
     return open3d
-
-
-def _image_corners(camera: Intrinsics) -> Array:
-    """Camera-frame points (4, 3) at z = 1 of the picture's corners."""
-    u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
-    return np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
 
 
 def _sampled(vertices: NDArray[np.float32], edges: NDArray[np.int64], step: float) -> NDArray[np.float32]:

@@ -15,6 +15,9 @@ MARGIN = 1.04  # of the picture around that share
 FRAMING_ROUNDS = 4  # each centres the picture, then steps back as far as needed
 MAX_SAMPLES = 20_000  # points that decide the framing
 
+MAX_FRUSTUMS = 12  # cameras drawn along a path
+FRUSTUM_SIZE = 0.04  # of the scene's extent
+
 
 def overview(points: NDArray[np.floating], trajectory: Trajectory, width: int, height: int) -> tuple[Intrinsics, Array]:
     """Camera and pose that show the whole cloud from behind and above the camera path."""
@@ -69,6 +72,18 @@ def facing(points: NDArray[np.floating], normals: NDArray[np.floating], T_world_
     to_camera = T_world_camera[:3, 3].astype(np.float32) - points
     cosine = np.einsum("ij,ij->i", to_camera, normals)
     return np.asarray((cosine > 0) | (np.abs(normals).sum(1) == 0))
+
+
+def frustums(trajectory: Trajectory, camera: Intrinsics, points: NDArray[np.floating]) -> Array:
+    """(F, 5, 3) world points of cameras spread over the path: apex and the picture's corners, sized to the scene."""
+    n = len(trajectory)
+    u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
+    corners = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
+    extent = np.linalg.norm(np.subtract(*np.quantile(points, [0.9, 0.1], axis=0)))
+    pyramid = FRUSTUM_SIZE * extent * np.concatenate([np.zeros((1, 3)), corners])  # (5, 3) in the camera
+    shown = np.unique(np.linspace(0, n - 1, min(n, MAX_FRUSTUMS)).round().astype(int))
+    T = trajectory.T_world_camera[shown]
+    return np.asarray(pyramid @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3])
 
 
 def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:

@@ -1,0 +1,144 @@
+"""What marigold3d makes, as napari layers.
+
+Axes are turned here and nowhere else. napari orders them (z, y, x) and draws y down, x right and z away from the
+viewer: the project's own axes in reverse order, so reversing the columns is all there is to it; nothing is mirrored.
+
+Frames (time, y, x in pixels) and the scene (z, y, x in scene units) do not share a world. `show_frames` and
+`show_scene` switch between the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marigold3d.store import Run
+from marigold3d.types import PointCloud
+from marigold3d.viewpoint import frustums, spacing
+
+from ._stacks import DepthStack
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from marigold3d.video_array import VideoArray
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+MAX_POINTS = 200_000  # more make the viewer slow; the file keeps all
+POINT_SIZE = 1.6  # in point spacings
+PATH_COLOR = "#ffb020"
+FRAME_AXES = ("time", "y", "x")
+SCENE_AXES = ("z", "y", "x")
+KIND = "marigold3d"  # metadata key: "frames" or "scene"
+
+
+def to_zyx(points_xyz: NDArray[Any]) -> NDArray[np.float32]:
+    """World points (..., 3) in napari's axis order."""
+    return np.ascontiguousarray(points_xyz[..., ::-1], np.float32)
+
+
+def video_layer(video: VideoArray) -> LayerData:
+    """The clip as a lazy RGB image stack; `metadata["clip"]` is its path."""
+    metadata = {KIND: "frames", "clip": str(video.info.path), "fps": video.info.fps}
+    options = {"name": video.info.path.stem, "rgb": True, "axis_labels": FRAME_AXES, "metadata": metadata}
+    return video, {**options, "multiscale": False, "contrast_limits": (0, 255)}, "image"
+
+
+def depth_layer(stack: DepthStack, units: str, size: tuple[int, ...] | None = None) -> LayerData:
+    """Aligned depth over the clip, stretched over its `size` (height, width) in pixels."""
+    options = {"name": f"depth [{units}]", "colormap": "turbo_r", "contrast_limits": stack.depth_range()}
+    metadata = {KIND: "frames", "units": units}
+    placed = _placed(stack.shape[1:], size or stack.shape[1:])
+    return stack, {**options, **placed, "axis_labels": FRAME_AXES, "metadata": metadata, "multiscale": False}, "image"
+
+
+def cloud_layer(cloud: PointCloud, name: str = "cloud", *, visible: bool = True) -> LayerData:
+    """A cloud as points in their own colours, thinned at random (always alike) to what napari turns smoothly."""
+    total = len(cloud)
+    if total > MAX_POINTS:
+        cloud = cloud.select(np.sort(np.random.default_rng(0).choice(total, MAX_POINTS, replace=False)))
+    options = {
+        "name": name,
+        "face_color": np.column_stack([cloud.colors / 255.0, np.ones(len(cloud))]),  # (N, 4)
+        "size": POINT_SIZE * spacing(cloud.points),
+        "border_width": 0,
+        "antialiasing": 0,
+        "visible": visible,
+        "axis_labels": SCENE_AXES,
+        "metadata": {KIND: "scene", "units": cloud.units, "points_in_file": total},
+    }
+    return to_zyx(cloud.points), options, "points"
+
+
+def camera_layer(run: Run, cloud: PointCloud, *, visible: bool = True) -> LayerData:
+    """The camera path and some frustums along it, as lines."""
+    trajectory = run.trajectory()
+    pyramids = frustums(trajectory, run.camera(), cloud.points)  # (F, 5, 3): apex, then corners
+    lines = [to_zyx(pyramid[[1, 2, 3, 4, 1, 0, 2, 3, 0, 4]]) for pyramid in pyramids]  # every edge in one stroke
+    if len(trajectory) > 1:
+        lines.append(to_zyx(trajectory.centres))
+    options = {"shape_type": "path", "edge_color": PATH_COLOR, "edge_width": spacing(cloud.points)}
+    scene = {"visible": visible, "axis_labels": SCENE_AXES, "metadata": {KIND: "scene"}}
+    return lines, {"name": "camera path", **options, **scene}, "shapes"
+
+
+def run_layers(run: Run, *, scene: bool = False) -> list[LayerData]:
+    """Layers of a run: clip (where it still is), depth, cloud and camera path; frames visible, or the `scene`."""
+    layers, video = [], _clip_of(run)
+    if video is not None:
+        layers.append(video_layer(video))
+    if run.frame_indices:
+        stack = DepthStack(run, len(video) if video is not None else None)
+        layers.append(depth_layer(stack, run.encoding().units, video.shape[1:3] if video is not None else None))
+    for _, options, _ in layers:
+        options["visible"] = not scene
+    if (run.path / "cloud.ply").is_file():
+        cloud = run.cloud()
+        shown = scene or not layers
+        layers.append(cloud_layer(cloud, visible=shown))
+        if (run.path / "trajectory.txt").is_file() and len(cloud):
+            layers.append(camera_layer(run, cloud, visible=shown))
+    return layers
+
+
+def show_scene(viewer: ViewerModel) -> None:
+    """Show the 3D layers only, in 3D."""
+    _show(viewer, "scene", 3)
+
+
+def show_frames(viewer: ViewerModel) -> None:
+    """Show the frame layers only, flat."""
+    _show(viewer, "frames", 2)
+
+
+def _show(viewer: ViewerModel, kind: str, ndisplay: int) -> None:
+    for layer in viewer.layers:
+        if KIND in layer.metadata:
+            layer.visible = layer.metadata[KIND] == kind
+    viewer.dims.ndisplay = ndisplay
+    viewer.reset_view()
+
+
+def _clip_of(run: Run) -> VideoArray | None:
+    """The run's clip, None when it has moved or is a folder of images."""
+    from marigold3d.errors import InputError
+    from marigold3d.video_array import VideoArray
+
+    clip = Path(run.manifest.get("clip") or "")
+    for candidate in (clip, run.path.parent / clip, run.path.parent / clip.name):
+        if candidate.is_file():
+            try:
+                return VideoArray(candidate)
+            except InputError:
+                return None
+    return None
+
+
+def _placed(shape: tuple[int, ...], size: tuple[int, ...]) -> dict[str, Any]:
+    """Scale and translation that stretch a (T, h, w) stack over a picture of `size`; 0 is a pixel's centre."""
+    sy, sx = size[0] / shape[0], size[1] / shape[1]
+    return {"scale": (1, sy, sx), "translate": (0, (sy - 1) / 2, (sx - 1) / 2)}
