@@ -245,6 +245,22 @@ def test_refuses_bad_frames_and_settings(marigold_checkpoint: Path) -> None:
         MarigoldEstimator(marigold_checkpoint, dtype="float8")
 
 
+def test_half_precision_is_close(marigold_checkpoint: Path, frames: Frames) -> None:
+    full, half = (MarigoldEstimator(marigold_checkpoint, device="cpu", dtype=d) for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(values(half, frames), values(full, frames), atol=0.05)
+
+
+def test_running_out_of_memory_while_loading(marigold_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import UNet2DConditionModel
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fail)
+    with pytest.raises(OutOfMemoryError, match="does not fit in memory"):
+        MarigoldEstimator(marigold_checkpoint, device="cpu")
+
+
 def test_says_when_numbers_overflow(marigold_checkpoint: Path, frames: Frames) -> None:
     estimator = MarigoldEstimator(marigold_checkpoint, device="cpu")
     estimator.model.unet.conv_out.bias.fill_(float("nan"))

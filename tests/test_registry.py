@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,6 +73,20 @@ def test_missing_weights_offline_say_how_to_get_them(
     with pytest.raises(ModelError, match=r"hf download .*--model FOLDER") as caught:
         load_estimator(DepthConfig(model=name, device="cpu", offline=True))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_fetched_before_are_used_offline(
+    marigold_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    fetched = tmp_path / "models--somebody--marigold"  # the layout of the hub's cache
+    shutil.copytree(marigold_checkpoint, fetched / "snapshots" / "0123abc")
+    (fetched / "refs").mkdir()
+    (fetched / "refs" / "main").write_text("0123abc")
+    estimator = load_estimator(DepthConfig(model="somebody/marigold", device="cpu", offline=True))
+    assert estimator.provenance()["source"] == "somebody/marigold"
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:

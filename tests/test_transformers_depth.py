@@ -164,7 +164,7 @@ def test_damaged_folders(depth_anything: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((depth_anything / "model.safetensors").read_bytes()[:3000])
     fails_in_one_line(tmp_path, "preprocessor_config.json is missing")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-    fails_in_one_line(tmp_path, "get the model again")
+    fails_in_one_line(tmp_path, "get the checkpoint again")
 
 
 def fails_in_one_line(folder: Path, message: str) -> None:

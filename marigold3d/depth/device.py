@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import OutOfMemoryError, UsageError
+from ..errors import Marigold3DError, ModelError, OutOfMemoryError, UsageError
 
 T = TypeVar("T")
 
@@ -43,6 +44,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
+
+
+def load_error(folder: Path, error: Exception) -> Marigold3DError:
+    """What to raise where a library failed to load `folder`: it may raise OSError, ValueError, SafetensorError, …"""
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"{folder} does not fit in memory: close other programs, or use a smaller model")
+    reason = " ".join(str(error).split())[:160]
+    return ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason}): get the checkpoint again")
 
 
 def run_within_memory(run: Callable[[NDArray[np.uint8]], list[T]], rgb: NDArray[np.uint8]) -> list[T]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ..errors import Marigold3DError, ModelError
+from ..errors import ModelError
 from ..types import Domain
 from .checkpoint import quiet_transformers, read_json, weight_files, weight_variant
-from .device import is_out_of_memory, parameters_to
+from .device import load_error, parameters_to
 
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -114,7 +114,7 @@ def _empty_prompt(folder: Path, device: torch.device, dtype: torch.dtype) -> tor
         with torch.no_grad():
             return encoder(ids)[0].to(device, dtype)  # type: ignore[no-any-return]
     except Exception as error:
-        raise _damaged(weights, error) from error
+        raise load_error(weights, error) from error
 
 
 def _network(folder: Path, part: str, class_name: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -134,7 +134,7 @@ def _network(folder: Path, part: str, class_name: str, device: torch.device, dty
             output_loading_info=True,
         )
     except Exception as error:
-        raise _damaged(weights, error) from error
+        raise load_error(weights, error) from error
     if report["missing_keys"]:  # diffusers would leave them at random values
         raise ModelError(f"{weights} lacks weights ({report['missing_keys'][0]}, …): get the checkpoint again")
     return parameters_to(network, device)
@@ -148,15 +148,7 @@ def _scheduler(folder: Path, class_name: str, timestep_spacing: str | None) -> A
     try:
         return getattr(diffusers, class_name).from_pretrained(folder / "scheduler", **override)
     except Exception as error:
-        raise _damaged(folder / "scheduler", error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> Exception:
-    """What to raise for a component that the libraries reject: they raise OSError, ValueError, SafetensorError, …"""
-    if isinstance(error, Marigold3DError) or is_out_of_memory(error):
-        return error
-    reason = " ".join(str(error).split())[:160]
-    return ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason}): get the checkpoint again")
+        raise load_error(folder / "scheduler", error) from error
 
 
 def _check_channels(folder: Path, model: MarigoldModel) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError, UsageError
 from ..types import Domain, RelativeDepth
 from .checkpoint import checkpoint_folder, quiet_transformers, read_json, short_sha256, weight_files
-from .device import choose_device, choose_dtype, is_out_of_memory, parameters_to, run_within_memory
+from .device import choose_device, choose_dtype, load_error, parameters_to, run_within_memory
 from .images import check_rgb, fitted_size
 
 _DOMAINS: dict[str, Domain] = {
@@ -145,12 +145,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
                 folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **safe
             )
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {reason}): get the model again"
-        ) from error
+        raise load_error(folder, error) from error
     if report["missing_keys"]:
-        raise ModelError(f"{folder} lacks weights ({sorted(report['missing_keys'])[0]}, …): get the model again")
+        raise ModelError(f"{folder} lacks weights ({sorted(report['missing_keys'])[0]}, …): get the checkpoint again")
     return model, processor
