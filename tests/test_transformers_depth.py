@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,14 @@ def test_processing_resolution_sets_the_longest_side(depth_anything: Path, frame
     estimator = TransformersEstimator(depth_anything, processing_resolution=84, device="cpu")
     assert estimator._pixels(frames).shape == (3, 3, 56, 84)  # 60/83 of 84 is 60, rounded to a multiple of 14
     assert estimator.estimate(frames)[0].values.shape == (60, 83)
+
+
+def test_networks_of_one_size_refuse_another(depth_anything: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(depth_anything, tmp_path / "square")
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR | {"keep_aspect_ratio": False}))
+    assert TransformersEstimator(folder, device="cpu").domain == "disparity"
+    with pytest.raises(UsageError, match="one size only"):
+        TransformersEstimator(folder, processing_resolution=84, device="cpu")
 
 
 def test_domain_comes_from_the_model_or_the_caller(depth_anything: Path, tmp_path: Path) -> None:

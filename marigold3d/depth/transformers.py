@@ -58,6 +58,8 @@ class TransformersEstimator:
         parameters_to(self.model, self.device)
         self.name, self.source, self.licence = name or Path(source).name, str(source), licence
         self.processing_resolution = processing_resolution or 0
+        if self.processing_resolution and not getattr(self.processor, "keep_aspect_ratio", False):
+            raise UsageError(f"{self.name} takes images of one size only: leave --processing-resolution out")
 
     def estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         """Depth of a batch: rgb (N, H, W, 3) uint8 sRGB -> N maps (H, W), independent of the batch they came in.
