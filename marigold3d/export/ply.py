@@ -6,6 +6,7 @@ A file carries all of a `PointCloud`: reading what was written gives the same bi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast, get_args
 
@@ -84,13 +85,20 @@ def read_ply(path: str | Path) -> PointCloud:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a .ply point cloud")
-    with path.open("rb") as file:
-        layout, count, dtype, units = _parse_header(path, file)
-        cloud = _empty(count, units)
-        start = 0
-        for chunk in _chunks(file, layout, dtype, count):
-            _unpack(chunk, cloud, slice(start, start + len(chunk)))
-            start += len(chunk)
+    try:
+        with path.open("rb") as file:
+            return _read(path, file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); copy or write it again") from error
+
+
+def _read(path: Path, file: BinaryIO) -> PointCloud:
+    layout, count, dtype, units = _parse_header(path, file)
+    cloud = _empty(count, units)
+    start = 0
+    for chunk in _chunks(file, layout, dtype, count):
+        _unpack(chunk, cloud, slice(start, start + len(chunk)))
+        start += len(chunk)
     if start < count:
         raise InputError(f"{path}: it ends after {start} of {count} points; copy or write it again")
     return cloud
@@ -132,7 +140,8 @@ def _chunks(file: BinaryIO, layout: str, dtype: np.dtype[Any], count: int) -> It
     for start in range(0, count, CHUNK_POINTS):
         wanted = min(CHUNK_POINTS, count - start)
         if layout == "ascii":
-            yield np.loadtxt((line.decode("ascii") for line in file), dtype, max_rows=wanted, ndmin=1)
+            lines = [line.decode("ascii") for line in islice(file, wanted)]
+            yield np.loadtxt(lines, dtype, ndmin=1) if lines else np.empty(0, dtype)
         else:
             raw = file.read(wanted * dtype.itemsize)
             yield np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)

@@ -75,9 +75,11 @@ def write_colmap(
 ) -> None:
     """Write cameras.txt, images.txt and points3D.txt, which COLMAP, nerfstudio and gsplat read.
 
-    names: (N,) image names, one a pose; cloud: the points, without tracks (None: an empty list).
+    names: (N,) image names without spaces, one a pose; cloud: the points, without tracks (None: an empty list).
     """
     _require_names(trajectory, names)
+    if any(len(name.split()) != 1 for name in names):
+        raise InputError("COLMAP's text files cannot hold image names with spaces: rename the images")
     note = f"# marigold3d {__version__}; units {units}\n"
     model = "OPENCV" if camera.distortion else "PINHOLE"
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, *(camera.distortion or ()))
