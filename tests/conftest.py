@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 def make_marigold(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_marigold(scheduler="ddim" | "lcm", vae="kl" | "tiny", prediction="v_prediction")`: folder of a checkpoint.
 
-    Small random networks in diffusers' Marigold format, written once a session: copy before you damage them.
+    Small random networks in diffusers' Marigold format, written once a run: copy before you damage them.
     """
     made: dict[tuple[str, str, str], Path] = {}
 
