@@ -1,7 +1,8 @@
 """Render `clip.mp4`, a hand-held walk through a furnished room, and its exact truth beside it, in `clip_truth/`.
 
-The scene is built from the solids that also train the embedded network. Truth: camera.json (pinhole, pixels), trajectory.txt (TUM:
-timestamp, camera position in metres, quaternion x y z w; camera to world) and depth/NNNNNN.png (z in millimetres, every 8th frame).
+The scene is built from the solids that also train the embedded network. Truth: camera.json (pinhole, pixels),
+trajectory.txt (TUM: timestamp, camera position in metres, quaternion x y z w; camera to world) and depth/NNNNNN.png (z
+in millimetres, every 8th frame).
 
     python examples/make_clip.py [FOLDER]
 """
@@ -40,7 +41,9 @@ def surface(
 
 
 def living_room() -> scenes.Scene:
-    """Shelves, a table with things on it, a sofa, a counter; every surface has texture that a feature tracker can hold on to."""
+    """Shelves, a table with things on it, a sofa, a counter;
+    every surface has texture that a feature tracker can hold on to.
+    """
     b = Builder(np.random.default_rng(SEED))
     plaster = surface(b, textures.SPECKLE, (0.88, 0.85, 0.78), (0.80, 0.76, 0.68), 0.5, grain=0.3)
     brick = surface(b, textures.BRICKS, (0.62, 0.36, 0.28), (0.80, 0.76, 0.70), 0.22, joint=0.07)

@@ -54,7 +54,8 @@ def quantise(rgb: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def crop_and_flip(rgb: Tensor, log_depth: Tensor, size: tuple[int, int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One random window of random aspect for the batch, brought to `size` (H, W); each picture mirrored half of the time.
+    """One random window of random aspect for the batch, brought to `size` (H, W); each picture mirrored half of the
+    time.
 
     The pixels are averaged (antialiased) and depth takes the nearest, so that no depth lies between two surfaces.
     """

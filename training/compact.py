@@ -2,8 +2,9 @@
 
     python -m training.compact --minutes 60 --out DIR [--seed 0] [--resume] [--start FILE] [--size 160x120]
 
-Scenes are rendered into DIR/pool by a process of their own while the network trains on those that are there; step k uses the first
-`ready(k)` shards, so that a resumed run sees what an uninterrupted one would have. DIR gets state.pt, log.csv, compact.safetensors.
+Scenes are rendered into DIR/pool by a process of their own while the network trains on those that are there; step k
+uses the first `ready(k)` shards, so that a resumed run sees what an uninterrupted one would have. DIR gets state.pt,
+log.csv, compact.safetensors.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Assemblies of solids that stand on a `Place`, facing its -forward side (their back is at +forward, towards the wall)."""
+"""Assemblies of solids that stand on a `Place`, facing its -forward side (their back is at +forward, towards the
+wall).
+"""
 
 from collections.abc import Callable
 

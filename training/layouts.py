@@ -247,7 +247,9 @@ def clearance(scene: Scene, position: Array) -> float:
 
 
 def look(position: Array, yaw: float, pitch: float, roll: float = 0.0) -> Array:
-    """T_world_camera (4, 4): yaw about the vertical (0 = world z, positive to the right), pitch downwards, roll; radians."""
+    """T_world_camera (4, 4): yaw about the vertical (0 = world z, positive to the right), pitch downwards, roll;
+    radians.
+    """
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
     turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     nod = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])

@@ -17,7 +17,9 @@ def weights(log_depth: Tensor) -> Tensor:
 
 
 def residual(prediction: Tensor, log_depth: Tensor, weight: Tensor) -> Tensor:
-    """Prediction minus truth (B, 1, H, W) after the shift that zeroes the median over the non-sky pixels of each image."""
+    """Prediction minus truth (B, 1, H, W) after the shift that zeroes the median over the non-sky pixels of each
+    image.
+    """
     error = prediction - log_depth
     ground = torch.where(weight >= 1.0, error, torch.nan).flatten(1)
     shift = ground.nanmedian(1).values.nan_to_num(0.0)
@@ -25,7 +27,10 @@ def residual(prediction: Tensor, log_depth: Tensor, weight: Tensor) -> Tensor:
 
 
 def gradient_loss(error: Tensor, weight: Tensor, scales: int = 4) -> Tensor:
-    """Mean absolute difference between neighbours of the error at `scales` halvings (MiDaS, eq. 11): edges where they belong."""
+    """Mean absolute difference between neighbours of the error at `scales` halvings (MiDaS, eq.
+
+    11): edges where they belong.
+    """
     total = error.new_zeros(())
     solid = (weight >= 1.0).float()
     for _ in range(scales):

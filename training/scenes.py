@@ -1,6 +1,8 @@
-"""Scenes of textured solids under one light, ray-cast with their z-depth: the synthetic truth of training, tests and the example.
+"""Scenes of textured solids under one light, ray-cast with their z-depth: the synthetic truth of training, tests and
+the example.
 
-World: x right, y down, z forward at yaw 0, so the floor's normal is -y. Cameras as everywhere: x right, y down, z forward.
+World: x right, y down, z forward at yaw 0, so the floor's normal is -y. Cameras as everywhere: x right, y down, z
+forward.
 """
 
 from collections.abc import Iterable
@@ -25,9 +27,10 @@ class Scene:
     """P solids, their materials and the light, as numpy; lengths in metres, colours linear RGB.
 
     kinds (P,); centre, half (P, 3): half sizes along the solid's own axes; rotation (P, 3, 3): R_world_solid;
-    faces (P, 3): rows of `materials` for the sides, the face whose normal is -y (top) and the one whose normal is +y (bottom);
-    light (4,): (x, y, z, 1) a lamp's place, or (x, y, z, 0) the direction towards the sun;
-    sky (2, 3): zenith and horizon; fog_per_m: attenuation towards the horizon's colour; ambient: share of light without shadow.
+    faces (P, 3): rows of `materials` for the sides, the face whose normal is -y (top) and the one whose normal is +y
+    (bottom); light (4,): (x, y, z, 1) a lamp's place, or (x, y, z, 0) the direction towards the sun;
+    sky (2, 3): zenith and horizon; fog_per_m: attenuation towards the horizon's colour; ambient: share of light
+    without shadow.
     """
 
     kinds: NDArray[np.int64]
@@ -79,8 +82,8 @@ def cast(
 ) -> tuple[Tensor, Tensor]:
     """Look at a scene from one camera: T_world_camera (4, 4), K (3, 3) in pixels.
 
-    Returns linear rgb (3, H, W), before exposure, and z-depth (1, H, W) metres, inf for sky. A `shadow_stride` of 2 finds shadows
-    on every other pixel only and blends them, which is softer and four times faster.
+    Returns linear rgb (3, H, W), before exposure, and z-depth (1, H, W) metres, inf for sky. A `shadow_stride` of 2
+    finds shadows on every other pixel only and blends them, which is softer and four times faster.
     """
     stage = _Stage.of(scene, device)
     pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32, device=device)
@@ -199,7 +202,9 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def _light(stage: _Stage, to_light: Tensor, normal: Tensor, direction: Tensor, lit: Tensor, rows: Tensor) -> Tensor:
-    """(H, W) light on the surface: ambient (brighter from above) + Lambert with falloff + a soft highlight + its own glow."""
+    """(H, W) light on the surface: ambient (brighter from above) + Lambert with falloff + a soft highlight + its own
+    glow.
+    """
     distance = _length(to_light)
     towards = to_light / distance.clamp_min(1e-6)
     lambert = (normal * towards).sum(0).clamp_min(0.0)
@@ -220,7 +225,9 @@ def _material_rows(stage: _Stage, index: Tensor, local_normal: Tensor, kinds: Te
 
 
 def _surface_coordinates(at_m: Tensor, normal: Tensor, kinds: Tensor, radius_m: Tensor) -> tuple[Tensor, Tensor]:
-    """Texture coordinates (R,) in metres: the two axes along a box's face, or angle and height around a curved solid."""
+    """Texture coordinates (R,) in metres:
+    the two axes along a box's face, or angle and height around a curved solid.
+    """
     x, y, z = at_m
     along_x, along_y = normal[0] > 0.5, normal[1] > 0.5
     curved = ((kinds == solids.CYLINDER) & ~along_y) | (kinds == solids.ELLIPSOID)
@@ -258,7 +265,8 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """One fixed scene from N cameras: sRGB (N, 3, H, W) in 0..1 and z-depth (N, 1, H, W) metres, inf for sky.
 
-    T_world_camera (N, 4, 4), K (3, 3). Textures are anchored to the surfaces and exposure is fixed: views agree on colours.
+    T_world_camera (N, 4, 4), K (3, 3). Textures are anchored to the surfaces and exposure is fixed: views agree on
+    colours.
     """
     views = [cast(scene, pose, K, width, height, device) for pose in np.asarray(T_world_camera)]
     return develop(torch.stack([v[0] for v in views]), exposure), torch.stack([v[1] for v in views])

@@ -1,8 +1,8 @@
 """Rays against convex solids.
 
-Every solid lives in its own unit frame (box: [-1, 1]^3; ellipsoid: unit ball; cylinder: unit disc in xz, y in [-1, 1]); a 3x3
-matrix carries world directions into it, so one ray parameter t serves both frames. Since all are convex, a ray meets each in one
-interval [near, far]; a `ROOM` is a box seen from inside, hit at `far`.
+Every solid lives in its own unit frame (box: [-1, 1]^3; ellipsoid: unit ball; cylinder: unit disc in xz, y in [-1,
+1]); a 3x3 matrix carries world directions into it, so one ray parameter t serves both frames. Since all are convex, a
+ray meets each in one interval [near, far]; a `ROOM` is a box seen from inside, hit at `far`.
 """
 
 import torch
@@ -29,7 +29,10 @@ def _ball_interval(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def interval(kind: int, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit (R,) of rays given in a solid's unit frame: origin (3, 1 or R), direction (3, R). No hit: not near < far."""
+    """Entry and exit (R,) of rays given in a solid's unit frame: origin (3, 1 or R), direction (3, R).
+
+    No hit: not near < far.
+    """
     if kind in (BOX, ROOM):
         return _slab_interval(origin, direction)
     if kind == ELLIPSOID:
@@ -40,7 +43,10 @@ def interval(kind: int, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tens
 
 
 def surface(kind: int, near: Tensor, far: Tensor) -> Tensor:
-    """t (R,) of the visible surface, inf where there is none. Only a room is solid from inside: cameras start in no solid."""
+    """t (R,) of the visible surface, inf where there is none.
+
+    Only a room is solid from inside: cameras start in no solid.
+    """
     t = far if kind == ROOM else near
     return torch.where((near < far) & (t > NEAREST_M), t, torch.inf)
 

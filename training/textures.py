@@ -34,7 +34,9 @@ def material(
     angle_rad: float = 0.0,
     glow: float = 0.0,
 ) -> NDArray[np.float32]:
-    """One material row (COLUMNS,): colours linear RGB, `scale_m` the period, `joint` the share of mortar, `glow` self-lit share."""
+    """One material row (COLUMNS,): colours linear RGB, `scale_m` the period, `joint` the share of mortar, `glow`
+    self-lit share.
+    """
     turn = (np.cos(angle_rad), np.sin(angle_rad))
     row = [family, *color_a, *color_b, scale_m, joint, *offset, grain, grain_scale_m, gloss, *turn, glow]
     return np.asarray(row, np.float32)
