@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from .types import Array, Intrinsics
 
+MAX_STEP = 0.5  # of one Newton step on the image plane, so that points outside the lens stay finite
+
 
 def project(points_camera: Array, camera: Intrinsics) -> Array:
     """Pixels uv (..., 2) of camera-frame points (..., 3); NaN behind the camera."""
@@ -52,14 +54,35 @@ def distort(xy: Array, camera: Intrinsics) -> Array:
     )
 
 
-def undistort(xy: Array, camera: Intrinsics, iterations: int = 20) -> Array:
-    """Inverse of `distort` by fixed-point iteration; it contracts for the mild distortion of ordinary lenses."""
+def undistort(xy: Array, camera: Intrinsics, iterations: int = 10) -> Array:
+    """Inverse of `distort` by Newton's method; a fixed-point iteration fails on strong pincushion lenses.
+
+    Beyond the radius at which a barrel model folds back, no inverse exists and the result is a bounded guess.
+    """
     if camera.distortion is None:
         return xy
     out = xy
     for _ in range(iterations):
-        out = xy - (distort(out, camera) - out)
+        error = xy - distort(out, camera)
+        (xx, off, yy), determinant = _distortion_jacobian(out, camera.distortion)
+        step = np.stack([yy * error[..., 0] - off * error[..., 1], xx * error[..., 1] - off * error[..., 0]], -1)
+        out = out + np.clip(step / determinant[..., None], -MAX_STEP, MAX_STEP)
     return out
+
+
+def _distortion_jacobian(
+    xy: Array, distortion: tuple[float, float, float, float]
+) -> tuple[tuple[Array, Array, Array], Array]:
+    """Entries (xx, xy, yy) of the symmetric derivative of `distort` at xy (..., 2), and its determinant, never zero."""
+    k1, k2, p1, p2 = distortion
+    x, y = xy[..., 0], xy[..., 1]
+    r2 = x * x + y * y
+    radial, slope = 1 + r2 * (k1 + k2 * r2), 2 * (k1 + 2 * k2 * r2)
+    xx = radial + x * x * slope + 2 * p1 * y + 6 * p2 * x
+    yy = radial + y * y * slope + 6 * p1 * y + 2 * p2 * x
+    off = x * y * slope + 2 * p1 * x + 2 * p2 * y
+    determinant = xx * yy - off * off
+    return (xx, off, yy), np.where(np.abs(determinant) < 1e-9, 1e-9, determinant)
 
 
 def depth_to_points(depth: NDArray[np.float32], camera: Intrinsics, T_world_camera: Array) -> NDArray[np.float32]:

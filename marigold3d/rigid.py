@@ -42,8 +42,8 @@ def quaternion_xyzw(T: Array) -> Array:
 
 
 def interpolate(times_s: Array, T: Array, query_s: Array) -> Array:
-    """Poses at `query_s` (M,) between poses T (N, 4, 4) at `times_s`: slerp of rotations, linear centres; no extrapolation."""
-    if np.any(query_s < times_s[0]) or np.any(query_s > times_s[-1]):
+    """Poses at `query_s` (M,) between poses T (N, 4, 4) at `times_s`: slerp and linear centres; never extrapolated."""
+    if not len(times_s) or np.any(query_s < times_s[0]) or np.any(query_s > times_s[-1]):
         raise GeometryError("poses cannot be interpolated outside the time they cover")
     out = np.tile(np.eye(4), (len(query_s), 1, 1))
     if len(times_s) == 1:
@@ -87,10 +87,12 @@ def umeyama(source: Array, target: Array, *, with_scale: bool = True) -> Similar
     """
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3:
         raise GeometryError(f"alignment needs two (N, 3) point sets, got {source.shape} and {target.shape}")
+    if len(source) < 3 or not np.all(np.isfinite([source, target])):
+        raise GeometryError(f"alignment needs three finite points or more, got {len(source)}")
     mu_s, mu_t = source.mean(0), target.mean(0)  # eq. 34, 35
     s, t = source - mu_s, target - mu_t
     U, D, Vt = np.linalg.svd(t.T @ s / len(s))  # eq. 38
-    if len(source) < 3 or D[1] <= 1e-9 * max(D[0], 1e-300):
+    if D[1] <= 1e-9 * max(D[0], 1e-300):
         raise GeometryError("alignment needs three points that are not on one line")
     S = np.diag([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])  # eq. 39
     R = U @ S @ Vt  # eq. 40
