@@ -50,7 +50,7 @@ def video_layer(video: VideoArray) -> LayerData:
 
 def depth_layer(stack: DepthStack, units: str, size: tuple[int, ...] | None = None) -> LayerData:
     """Aligned depth over the clip, stretched over its `size` (height, width) in pixels."""
-    options = {"name": f"depth [{units}]", "colormap": "turbo_r", "contrast_limits": stack.depth_range()}
+    options = {"name": f"depth [{units}]", "colormap": "Spectral", "contrast_limits": stack.depth_range()}
     metadata = {KIND: "frames", "units": units}
     placed = _placed(stack.shape[1:], size or stack.shape[1:])
     return stack, {**options, **placed, "axis_labels": FRAME_AXES, "metadata": metadata, "multiscale": False}, "image"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from marigold3d.errors import Marigold3DError, UsageError
 from marigold3d.progress import Progress, Steps
 
 from ._layers import run_layers, show_frames, show_scene
-from ._preview import DepthPreview, throttled
+from ._preview import DepthPreview, Failed, throttled
 from ._reader import VIDEO_SUFFIXES, read_run, read_video
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         self._viewer, self._pipeline = viewer, pipeline
         self._preview = DepthPreview(viewer)
         self._worker: Any = None
-        self._steps: Steps[Run | Exception] | None = None
+        self._steps: Steps[Run | Failed] | None = None
         self._bar: Any = None
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._handling = False
         self._make_widgets()
         settings = [self.clip, self.model, self.fov, self.stride, self.output, self.overwrite]
         super().__init__(widgets=[*settings, self.run_button, self.stop_button, self.view, self.status])
@@ -114,10 +118,11 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         pipeline, overwrite = self._pipeline or _default_pipeline(), self.overwrite.value
         self._steps = steps = throttled(pipeline(clip, folder, config, overwrite=overwrite))
 
-        def work() -> Steps[Run | Exception]:
+        def work() -> Steps[Run | Failed]:
             return (yield from steps)
 
-        connect = {"yielded": self._on_progress, "returned": self._on_result, "aborted": self._on_stopped}
+        slots = {"yielded": self._on_progress, "returned": self._on_result, "aborted": self._on_stopped}
+        connect = {signal: partial(self._receive, slot) for signal, slot in slots.items()}
         self._worker = create_worker(work, _connect=connect, _start_thread=False)
         self._set_running(True, "starting")
         self._worker.start()
@@ -133,16 +138,33 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
     def running(self) -> bool:
         return self._worker is not None
 
+    def _receive(self, slot: Callable[..., None], *message: Any) -> None:
+        """Handle the worker's messages one after another.
+
+        A new bar in the activity dock lets Qt deliver further messages before it returns, so slots would run inside one
+        another and the last one finish first.
+        """
+        self._inbox.append((slot, message))
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._inbox:
+                slot, message = self._inbox.popleft()
+                slot(*message)
+        finally:
+            self._handling = False
+
     def _on_progress(self, progress: Progress) -> None:
         total = f"/{progress.total}" if progress.total else ""
         self.status.value = f"{STAGES.get(progress.stage, progress.stage)}: {progress.done}{total}"
         self._advance_bar(progress)
         self._preview.update(progress)
 
-    def _on_result(self, result: Run | Exception) -> None:
-        if isinstance(result, Exception):
+    def _on_result(self, result: Run | Failed) -> None:
+        if isinstance(result, Failed):
             self._end("failed")
-            self._fail(result)
+            self._fail(result.error)
             return
         self._end("done")
         self._preview.remove()

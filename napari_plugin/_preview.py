@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,29 +61,37 @@ class DepthPreview:
         self._step = int(np.ceil(np.sqrt(max(1.0, 4 * count * shape[0] * shape[1] / MAX_BYTES))))
         height, width = (-(-side // self._step) for side in shape)
         data = np.full((count, height, width), np.nan, np.float32)
-        options = {"colormap": "turbo_r", "axis_labels": FRAME_AXES, "metadata": {KIND: "frames"}}
+        options = {"colormap": "Spectral", "axis_labels": FRAME_AXES, "metadata": {KIND: "frames"}}
         self._layer = self._viewer.add_image(data, name=LAYER_NAME, contrast_limits=(0, 1), multiscale=False, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """What ended the work. Not itself an exception: Qt workers drop a returned or raised RuntimeError, torch's kind."""
+
+    error: Exception
 
 
 def throttled(
     steps: Steps[Run], clock: Callable[[], float] = time.monotonic, interval_s: float = UPDATE_INTERVAL_S
-) -> Steps[Run | Exception]:
+) -> Steps[Run | Failed]:
     """`steps` with at most one Progress an interval; the first and last of a stage always come through.
 
-    An error is returned, not raised: Qt workers drop RuntimeErrors, and torch raises just these. Closing this closes
-    `steps`.
+    An error is returned as Failed, not raised. Closing this closes `steps`.
     """
-    last_s, stage = -interval_s, ""
+    last_s, stage, ended = -interval_s, "", False
     try:
         while True:
             progress = next(steps)
-            if progress.stage != stage or progress.done == progress.total or clock() - last_s >= interval_s:
-                last_s, stage = clock(), progress.stage
+            begins = progress.stage != stage
+            ends = progress.done == progress.total and (begins or not ended)
+            if begins or ends or clock() - last_s >= interval_s:
+                last_s, stage, ended = clock(), progress.stage, ends or (ended and not begins)
                 yield progress
     except StopIteration as stop:
         run: Run = stop.value
         return run
     except Exception as error:
-        return error
+        return Failed(error)
     finally:
         steps.close()
