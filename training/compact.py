@@ -22,7 +22,7 @@ from marigold3d.depth.compact_network import CompactNetwork
 from training import augment, losses, pool, prior
 
 HELD_OUT_SHARD = 99_999
-FROZEN_BLOCKS = 3  # stem and strides 2-4 keep the prior: general, and the dearest to train
+FROZEN_BLOCKS = 5  # stem and strides 2 to 8 keep the prior: general, and the dearest to train
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     """Every setting of a run."""
 
     steps: int = 6000
+    minutes: float = math.inf  # of wall clock; the schedule ends with steps or minutes, whichever end first
     batch: int = 16
     height: int = 120
     width: int = 160
@@ -50,10 +51,13 @@ def ready(recipe: Recipe, step: int) -> int:
     return min(recipe.shards, recipe.first_shards + step // recipe.steps_a_shard)
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Share of the full rate: linear warm-up, then half a cosine to 1 %."""
+def learning_rate(recipe: Recipe, step: int, elapsed_s: float = 0.0) -> float:
+    """Share of the full rate: linear warm-up, then half a cosine to 1 % over the steps or the minutes, whichever end
+    first.
+    """
     warm = min(1.0, (step + 1) / recipe.warm_up_steps)
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps))))
+    done = min(1.0, max(step / recipe.steps, elapsed_s / (60 * recipe.minutes)))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 class Shards:
@@ -96,17 +100,23 @@ class Training:
         self.optimiser = optimiser(recipe, self.network)
         self.rng = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
+        self.elapsed_s = 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the steps or the minutes are used up."""
+        return self.step >= self.recipe.steps or self.elapsed_s >= 60 * self.recipe.minutes
 
     def advance(self, shards: Shards) -> float:
         """One step; returns its loss."""
-        recipe = self.recipe
+        recipe, began = self.recipe, time.monotonic()
         shards.up_to(ready(recipe, self.step))
         rgb, log_depth = augment.crop_and_flip(
             *shards.batch(recipe.batch, self.rng), (recipe.height, recipe.width), self.rng
         )
         rgb = augment.photograph(rgb, self.rng).contiguous(memory_format=torch.channels_last)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["full_rate"] * learning_rate(recipe, self.step)
+            group["lr"] = group["full_rate"] * learning_rate(recipe, self.step, self.elapsed_s)
         loss = losses.depth_loss(*self.network(rgb), log_depth)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -114,6 +124,7 @@ class Training:
         self.optimiser.step()
         self._average()
         self.step += 1
+        self.elapsed_s += time.monotonic() - began
         return float(loss.detach())
 
     @torch.no_grad()
@@ -130,6 +141,7 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "rng": self.rng.get_state(),
             "step": self.step,
+            "elapsed_s": self.elapsed_s,
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -142,7 +154,7 @@ class Training:
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
-        self.step = state["step"]
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
 def freeze(network: CompactNetwork) -> None:
@@ -188,12 +200,11 @@ def held_out_error(weights: dict[str, Tensor], shard: dict[str, Tensor], recipe:
 def train(
     recipe: Recipe,
     out: Path,
-    minutes: float,
     resume: bool = False,
     start: Path | None = None,
     pool_folder: Path | None = None,
 ) -> float:
-    """Train until the steps or the minutes are used up; returns the held-out error."""
+    """Train to the end of the schedule; returns the held-out error."""
     out.mkdir(parents=True, exist_ok=True)
     folder = pool_folder or out / "pool"
     for numbers in (range(HELD_OUT_SHARD, HELD_OUT_SHARD + 1), range(recipe.shards)):
@@ -204,8 +215,8 @@ def train(
     training = Training(recipe, start)
     if resume:
         training.restore(out / "state.pt")
-    shards, began, saved, recent = Shards(folder), time.monotonic(), time.monotonic(), []
-    while training.step < recipe.steps and time.monotonic() - began < 60 * minutes:
+    shards, saved, recent = Shards(folder), time.monotonic(), []
+    while not training.is_finished:
         recent.append(training.advance(shards))
         if time.monotonic() - saved > recipe.checkpoint_s:
             report(training, out, recent, folder)
@@ -247,6 +258,7 @@ def main() -> None:
     width, height = (int(n) for n in args.size.split("x"))
     recipe = Recipe(
         steps=args.steps,
+        minutes=args.minutes,
         batch=args.batch,
         shards=args.shards,
         seed=args.seed,
@@ -255,7 +267,7 @@ def main() -> None:
         rate=args.rate,
         encoder_rate=args.rate / 5,
     )
-    train(recipe, args.out, args.minutes, args.resume, args.start, args.pool)
+    train(recipe, args.out, args.resume, args.start, args.pool)
 
 
 if __name__ == "__main__":
