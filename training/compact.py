@@ -117,7 +117,8 @@ class Training:
         rgb = augment.photograph(rgb, self.rng).contiguous(memory_format=torch.channels_last)
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * learning_rate(recipe, self.step, self.elapsed_s)
-        loss = losses.depth_loss(*self.network(rgb), log_depth)
+        prediction, log_scale = self.network(rgb)
+        loss = losses.depth_loss(prediction, log_scale, log_depth)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -127,10 +128,9 @@ class Training:
         self.elapsed_s += time.monotonic() - began
         return float(loss.detach())
 
-    @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.network.state_dict().items():
+        for name, value in self.network.state_dict().items():  # detached by state_dict
             self.average[name].lerp_(value, 1 - decay)
 
     def save(self, path: Path) -> None:
@@ -179,12 +179,11 @@ def export(weights: dict[str, Tensor], path: Path) -> None:
     partial.replace(path)
 
 
-@torch.no_grad()
 def held_out_error(weights: dict[str, Tensor], shard: dict[str, Tensor], recipe: Recipe) -> float:
     """Mean absolute log-depth error (sky out, median shift) on scenes never trained on."""
     network = CompactNetwork().to(memory_format=torch.channels_last)
     network.load_state_dict(weights)
-    network.eval()
+    network.eval().requires_grad_(False)
     rgb = nn.functional.interpolate(shard["rgb"].float() / 255, size=(recipe.height, recipe.width), mode="area")
     log_depth = nn.functional.interpolate(
         shard["log_depth"].float(), size=(recipe.height, recipe.width), mode="nearest-exact"

@@ -5,9 +5,10 @@ wall).
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training import textures
-from training.builder import Builder, Place
+from training.builder import Builder, Place, Rng
 
 
 def clutter(b: Builder, place: Place, width: float, depth: float, count: int) -> None:
@@ -155,7 +156,7 @@ def plant(b: Builder, place: Place) -> None:
     b.cylinder(place, rng.uniform(0.1, 0.22), 0.3, b.plain())
     b.cylinder(place, 0.03, height + 0.2, b.plain())
     for _ in range(int(rng.integers(1, 4))):
-        half = tuple(rng.uniform(0.12, 0.35, 3))
+        half = (rng.uniform(0.12, 0.35), rng.uniform(0.12, 0.35), rng.uniform(0.12, 0.35))
         b.ellipsoid(place.at(rng.normal(0, 0.12), height + rng.uniform(-0.1, 0.3), rng.normal(0, 0.12)), half, green)
 
 
@@ -190,17 +191,17 @@ def cartons(b: Builder, place: Place) -> None:
 def scatter(b: Builder, place: Place) -> None:
     """One thing of any shape and pose: what no list of furniture foresees."""
     rng = b.rng
-    half = tuple(float(h) for h in np.exp(rng.uniform(np.log(0.05), np.log(0.6), 3)))
+    width, height, depth = np.exp(rng.uniform(np.log(0.05), np.log(0.6), 3)).tolist()
     kind = int(rng.integers(0, 3))
     tilt = random_rotation(rng) if rng.random() < 0.5 else None
-    b.add(kind, place.at(0, rng.uniform(0.0, 1.0), 0), half, b.patterned(), tilt)
+    b.add(kind, place.at(0, rng.uniform(0.0, 1.0), 0), (width, height, depth), b.patterned(), tilt)
 
 
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
+def random_rotation(rng: Rng) -> NDArray[np.float64]:
     """A uniform 3x3 rotation."""
     q, r = np.linalg.qr(rng.standard_normal((3, 3)))
-    q = q * np.sign(np.diag(r))
-    return q * np.sign(np.linalg.det(q))
+    q = np.asarray(q * np.sign(np.diag(r)))
+    return q if np.linalg.det(q) > 0 else -q
 
 
 AGAINST_WALLS: tuple[Callable[[Builder, Place], None], ...] = (

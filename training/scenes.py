@@ -70,7 +70,6 @@ class _Stage:
         return self.rotation.transpose(1, 2) / self.half[:, :, None]
 
 
-@torch.no_grad()
 def cast(
     scene: Scene,
     T_world_camera: Any,

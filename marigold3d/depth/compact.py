@@ -56,11 +56,12 @@ class CompactEstimator:
             "processing_resolution": str(self.longest_side_px),
         }
 
-    @torch.inference_mode()
     def _estimate_one(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         image = rgb_tensor(rgb, self.device)  # (1, 3, H, W)
-        small = resized(image, processing_size(*image.shape[-2:], self.longest_side_px), antialias=True)
-        log_depth, log_scale = self._network(small.contiguous(memory_format=torch.channels_last))
+        size = processing_size(image.shape[2], image.shape[3], self.longest_side_px)
+        small = resized(image, size, antialias=True)
+        with torch.inference_mode():
+            log_depth, log_scale = self._network(small.contiguous(memory_format=torch.channels_last))
         sigma = math.sqrt(2.0) * log_scale.exp()  # of a Laplace distribution of scale b: sqrt(2) b
         values, uncertainty = joint_bilateral(torch.cat((log_depth, sigma), 1)[0], small[0], image[0]).cpu()
         return [RelativeDepth(_numpy(values), "log_depth", _numpy(uncertainty))]
