@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from marigold3d.store import Run
 from marigold3d.types import PointCloud
-from marigold3d.viewpoint import frustums, spacing
+from marigold3d.viewpoint import frustums, overview, spacing
 
 from ._stacks import DepthStack
 
@@ -34,6 +34,7 @@ PATH_COLOR = "#ffb020"
 FRAME_AXES = ("time", "y", "x")
 SCENE_AXES = ("z", "y", "x")
 KIND = "marigold3d"  # metadata key: "frames" or "scene"
+VIEW = "marigold3d_view"  # metadata key: where to look at the scene from
 
 
 def to_zyx(points_xyz: NDArray[Any]) -> NDArray[np.float32]:
@@ -82,7 +83,10 @@ def camera_layer(run: Run, cloud: PointCloud, *, visible: bool = True) -> LayerD
     if len(trajectory) > 1:
         lines.append(to_zyx(trajectory.centres))
     options = {"shape_type": "path", "edge_color": PATH_COLOR, "edge_width": spacing(cloud.points)}
-    scene = {"visible": visible, "axis_labels": SCENE_AXES, "metadata": {KIND: "scene"}}
+    _, T_world_camera = overview(cloud.points, trajectory, 4, 3)
+    view = {"view_direction": T_world_camera[:3, 2], "up_direction": -T_world_camera[:3, 1]}
+    metadata = {KIND: "scene", VIEW: {name: tuple(map(float, to_zyx(axis))) for name, axis in view.items()}}
+    scene = {"visible": visible, "axis_labels": SCENE_AXES, "metadata": metadata}
     return lines, {"name": "camera path", **options, **scene}, "shapes"
 
 
@@ -106,21 +110,36 @@ def run_layers(run: Run, *, scene: bool = False) -> list[LayerData]:
 
 
 def show_scene(viewer: ViewerModel) -> None:
-    """Show the 3D layers only, in 3D."""
-    _show(viewer, "scene", 3)
+    """Show the 3D layers only, in 3D, from behind and above the latest camera path."""
+    shown = _show(viewer, "scene", 3)
+    directions = [layer.metadata[VIEW] for layer in shown if VIEW in layer.metadata]
+    if directions:
+        viewer.camera.set_view_direction(**directions[-1])
+    _fit(viewer, shown)
 
 
 def show_frames(viewer: ViewerModel) -> None:
     """Show the frame layers only, flat."""
-    _show(viewer, "frames", 2)
+    _fit(viewer, _show(viewer, "frames", 2))
 
 
-def _show(viewer: ViewerModel, kind: str, ndisplay: int) -> None:
-    for layer in viewer.layers:
-        if KIND in layer.metadata:
-            layer.visible = layer.metadata[KIND] == kind
+def _show(viewer: ViewerModel, kind: str, ndisplay: int) -> list[Any]:
+    """Make our layers of a kind visible, hide the other kind, and return the former."""
+    ours = [layer for layer in viewer.layers if KIND in layer.metadata]
+    for layer in ours:
+        layer.visible = layer.metadata[KIND] == kind
     viewer.dims.ndisplay = ndisplay
-    viewer.reset_view()
+    return [layer for layer in ours if layer.visible]
+
+
+def _fit(viewer: ViewerModel, shown: list[Any]) -> None:
+    """Fill the canvas with these layers: the hidden ones live in another world, with other units."""
+    if not shown:
+        return
+    try:
+        viewer.fit_to_view(layers=shown)
+    except (AttributeError, TypeError):  # older napari fits all layers
+        viewer.reset_view()
 
 
 def _clip_of(run: Run) -> VideoArray | None:

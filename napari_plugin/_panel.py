@@ -121,7 +121,11 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         def work() -> Steps[Run | Failed]:
             return (yield from steps)
 
-        slots = {"yielded": self._on_progress, "returned": self._on_result, "aborted": self._on_stopped}
+        slots: dict[str, Callable[..., None]] = {
+            "yielded": self._on_progress,
+            "returned": self._on_result,
+            "aborted": self._on_stopped,
+        }
         connect = {signal: partial(self._receive, slot) for signal, slot in slots.items()}
         self._worker = create_worker(work, _connect=connect, _start_thread=False)
         self._set_running(True, "starting")
@@ -171,7 +175,8 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         self._add(run_layers(result, scene=True))
         self.view.value = "scene"
         self._show("scene")
-        self.status.value = f"done: {result.path}"
+        self.status.tooltip = str(result.path)
+        self.status.value = f"done: {result.path.name}"
 
     def _on_stopped(self) -> None:
         if self._steps is not None:
