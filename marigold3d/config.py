@@ -37,12 +37,13 @@ class DepthConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """What is known of the camera; at most one of the first four."""
+    """What is known of the camera: at most one of these."""
 
     fov_deg: float | None = None  # horizontal field of view, degrees
     focal_px: float | None = None  # at the clip's own (upright) resolution
     focal_35mm: float | None = None  # 35 mm equivalent, mm
-    intrinsics: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy at the clip's own resolution
+    intrinsics: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy at the clip's own resolution, px
+    file: Path | None = None  # 3x3 matrix, camera.json or COLMAP cameras
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PoseConfig:
     metric: bool = False  # the file's translations are metres
     keyframe_fps: float = 15.0  # SfM keyframes a second, at the most
     max_keyframes: int = 400  # for longer clips the keyframes are spread out
+    allow_cuts: bool = False  # treat a clip with scene cuts as one scene
 
 
 @dataclass(frozen=True)

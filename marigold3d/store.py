@@ -13,6 +13,7 @@ digest only.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -30,15 +31,15 @@ from .poses.files import read_tum
 from .types import DepthMap, Intrinsics, PointCloud, Trajectory
 
 FORMAT_VERSION = 1
-PRODUCTS = ("camera.json", "trajectory.txt", "depth", "cloud.ply")
 
 
 class Run:
     """A run folder, open for reading and for the pipeline's writing."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], before: dict[str, Any] | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self._before = before or {}  # the manifest that was there when this run was created
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -64,38 +65,41 @@ class Run:
         OutputError when a finished run is there and `overwrite` is off, or when the folder holds anything else.
         """
         path = Path(path)
-        stages: dict[str, Any] = {}
+        before: dict[str, Any] = {}
         if (path / "run.json").is_file():
-            old = cls.open(path)
-            if old.finished and not overwrite:
+            before = cls.open(path).manifest
+            if before.get("status") == "finished" and not overwrite:
                 raise OutputError(f"{path} holds a finished run: choose another folder with -o, or pass --overwrite")
-            stages = old.manifest.get("stages", {})
-            old.remove_products()
         elif path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise OutputError(f"{path} exists and is not a run folder: choose another with -o")
         writable_folder(path)
-        run = cls(path, {})
+        run = cls(path, {}, before)
         run.update(
-            format_version=FORMAT_VERSION, status="running", clip=clip, settings=dict(settings), stages=stages, report={}
+            format_version=FORMAT_VERSION,
+            status="running",
+            clip=clip,
+            settings=dict(settings),
+            stages=copy.deepcopy(before.get("stages", {})),
+            seconds={} if before.get("status") == "finished" else dict(before.get("seconds", {})),
+            report={},
         )
         return run
 
-    def remove_products(self) -> None:
-        """Delete what an earlier run left for people; the cache stays and is checked by digest."""
-        for name in PRODUCTS:
-            item = self.path / name
-            if item.is_dir():
-                shutil.rmtree(item)
-            else:
-                item.unlink(missing_ok=True)
+    def give_up(self) -> None:
+        """After an error: a finished run that was to be replaced is restored, one with nothing worth keeping removed.
 
-    def discard(self) -> None:
-        """Remove a run that failed before anything was worth keeping. Only files this class writes are touched."""
-        self.remove_products()
-        shutil.rmtree(self.cache, ignore_errors=True)
-        (self.path / "run.json").unlink(missing_ok=True)
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        Estimated depth is worth keeping; only files this class writes are touched.
+        """
+        if self._before.get("status") == "finished":
+            self.manifest = self._before
+            self.update()
+        elif (self.cache / "arrays.zarr").exists():
+            self.update(status="interrupted")
+        else:
+            shutil.rmtree(self.cache, ignore_errors=True)
+            (self.path / "run.json").unlink(missing_ok=True)
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
 
     # -- manifest and cache -------------------------------------------------------------------------------------------
 
@@ -125,11 +129,15 @@ class Run:
         self.update()
         return bool(entry.get("digest") == digest)
 
-    def end_stage(self, stage: str, seconds: float) -> None:
-        """Note that `stage` finished; time spent before an interruption is added."""
-        entry = self.manifest["stages"][stage]
-        entry.update(done=True, seconds=round(entry.get("seconds", 0.0) + seconds, 3))
+    def end_stage(self, stage: str, **kept: Any) -> None:
+        """Note that `stage` finished, with whatever small results it wants kept in the manifest."""
+        self.manifest["stages"][stage].update(done=True, **kept)
         self.update()
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add to the time spent in `stage`."""
+        spent = self.manifest.setdefault("seconds", {})
+        spent[stage] = round(spent.get(stage, 0.0) + seconds, 3)
 
     def save_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Store a stage's small results as cache/<name>.npz."""

@@ -1,0 +1,142 @@
+"""From a clip to a scene: the stages in order, each timed, resumed where its result is still good."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import __version__
+from .config import RunConfig
+from .depth import load_estimator
+from .poses.sparse import SparseModel
+from .progress import Progress, Steps
+from .progress import run as drive
+from .scan import Scan
+from .stages import (
+    Cameras,
+    Job,
+    align_depth,
+    digest,
+    estimate_depth,
+    find_cameras,
+    fingerprint,
+    fuse_cloud,
+    look_at_clip,
+    write_products,
+)
+from .store import Run
+from .types import Intrinsics
+from .video import open_video
+
+T = TypeVar("T")
+
+
+def reconstruct(
+    clip: str | Path,
+    run_folder: str | Path,
+    config: RunConfig = RunConfig(),  # noqa: B008 (frozen)
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Run:
+    """Turn a clip into aligned depth, a camera path and (with `config.fuse`) a cloud in `run_folder`.
+
+    An interrupted run is continued by the same call. Raises the errors of `errors`, each with its remedy.
+    """
+    return drive(reconstruct_steps(clip, run_folder, config, overwrite=overwrite), on_progress)
+
+
+def reconstruct_steps(
+    clip: str | Path, run_folder: str | Path, config: RunConfig = RunConfig(), *, overwrite: bool = False  # noqa: B008
+) -> Steps[Run]:
+    """`reconstruct` as a generator of Progress: close it to cancel, what is finished is kept."""
+    video = open_video(clip, config.video)
+    estimator = load_estimator(config.depth)
+    run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)
+    job = Job(video, run, config)
+    source = digest(fingerprint(video.info.path), config.as_dict()["video"])
+    try:
+        scan = yield from _timed(job, "scan", look_at_clip(job))
+        cameras = yield from _cameras(job, scan, digest(source, config.as_dict()["camera"], config.as_dict()["poses"]))
+        key = digest(source, estimator.provenance())
+        resume = run.begin_stage("depth", key)
+        relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
+        run.end_stage("depth")
+        aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative))
+        cloud = (yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, aligned))) if config.fuse else None
+        yield from _timed(job, "write", write_products(job, scan, cameras, aligned, cloud))
+    except BaseException:
+        run.give_up()
+        raise
+    run.update(status="finished", units=cameras.units, model=estimator.provenance(), versions=versions(), report=_report(job))
+    return run
+
+
+def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:
+    """Cameras from the cache when nothing they depend on has changed."""
+    run = job.run
+    if run.stage_done("poses", key):
+        arrays = run.load_arrays("cameras")
+        entry = run.manifest["stages"]["poses"]["kept"]
+        job.report["cameras"] = entry["report"]
+        job.warnings += entry["warnings"]
+        model = SparseModel.from_arrays(run.load_arrays("points")) if entry["points"] else None
+        return Cameras(
+            Intrinsics(**entry["intrinsics"]), arrays["posed"], arrays["T"], model, arrays["keyframes"], entry["units"]
+        )
+    run.begin_stage("poses", key)
+    cameras = yield from _timed(job, "poses", find_cameras(job, scan))
+    run.save_arrays("cameras", {"posed": cameras.posed, "T": cameras.T_world_camera, "keyframes": cameras.keyframes})
+    if cameras.model is not None:
+        run.save_arrays("points", cameras.model.as_arrays())
+    run.end_stage(
+        "poses",
+        kept={
+            "report": job.report["cameras"],
+            "warnings": job.warnings,
+            "points": cameras.model is not None,
+            "intrinsics": cameras.intrinsics.__dict__,
+            "units": cameras.units,
+        },
+    )
+    return cameras
+
+
+def _timed(job: Job, stage: str, steps: Steps[T]) -> Steps[T]:
+    """Run a stage and add its seconds to the manifest; time spent before an interruption counts."""
+    began = time.monotonic()
+    try:
+        return (yield from steps)
+    finally:
+        job.run.add_seconds(stage, time.monotonic() - began)
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    found = {"marigold3d": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("numpy", "scipy", "torch", "av", "pycolmap", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _report(job: Job) -> dict[str, Any]:
+    seconds = job.run.manifest.get("seconds", {})
+    total = {"seconds": {**seconds, "total": round(float(np.sum(list(seconds.values()))), 3)}}
+    return {**job.report, **total, "peak_memory_mb": round(peak_memory_mb(), 1), "warnings": job.warnings}
