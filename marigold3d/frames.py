@@ -56,6 +56,11 @@ class VideoSource(ABC):
         Raises InputError when not one frame can be had.
         """
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """File names of all the source's frames, by `Frame.index`; None for a clip."""
+        return None
+
     def size(self, max_side: int | None = None) -> tuple[int, int]:
         """(width, height) of the frames that `frames(max_side=max_side)` yields."""
         return reduced_size(self.info.width, self.info.height, max_side)

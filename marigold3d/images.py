@@ -61,7 +61,9 @@ class ImageSequence(VideoSource):
         self.files = tuple(files)
         fps = config.fps or 1.0
         (width, height), focal = _header(files[0])
-        super().__init__(VideoInfo(pattern, width, height, fps, len(files), len(files) / fps, focal), config)
+        super().__init__(
+            VideoInfo(pattern, width, height, fps, len(files), len(files) / fps, focal), replace(config, fps=None)
+        )
         check_range(config, pattern, self.info.duration_s)
         for file in files[1:]:
             size, _ = _header(file)
@@ -70,9 +72,13 @@ class ImageSequence(VideoSource):
                     f"{file}: {size[0]}x{size[1]}, but {files[0].name} is {width}x{height}; give images of one size"
                 )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(file.name for file in self.files)
+
     def frames(self, *, max_side: int | None = None) -> Iterator[Frame]:
         timeline = ((i, i / self.info.fps, file) for i, file in enumerate(self.files))
-        for index, time_s, file in select(timeline, replace(self.config, fps=None), self.info):
+        for index, time_s, file in select(timeline, self.config, self.info):
             yield Frame(index, time_s, _read_rgb(file, self.size(max_side)))
 
 

@@ -308,6 +308,9 @@ def test_images_in_natural_order(tmp_path: Path) -> None:
 
 def test_fps_of_images_is_their_clock(tmp_path: Path) -> None:
     source = open_video(save_images(tmp_path / "f", range(6)), VideoConfig(fps=4.0, stride=2, start_s=0.25))
+    assert source.expected_frames() == 3
+    assert source.names is not None
+    assert source.names[3] == "img3.png"
     assert [(f.index, f.timestamp_s) for f in source.frames()] == [(1, 0.25), (3, 0.75), (5, 1.25)]
 
 

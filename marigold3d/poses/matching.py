@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 """(N,): for every frame of the clip the row of the file that holds its pose, -1 where there is none."""
 
 RIGID_TOLERANCE = 1e-2  # text files round; beyond this the matrix is no rotation
-COUNT_SLACK = 2  # frames by which a container's header may miscount
+MISCOUNT = 0.01  # share of the frames by which a container's header may be wrong, and never less than two frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def match_rows(path: Path, count: int, clip: ClipFrames) -> Rows:
     if count == len(clip.indices):
         return np.arange(count)
     source = clip.source_count
-    if count > clip.indices[-1] and (source is None or abs(count - source) <= COUNT_SLACK):
+    if count > clip.indices[-1] and (source is None or abs(count - source) <= max(2, MISCOUNT * source)):
         return clip.indices
     of_source = f" of the {source} in the source" if source else f", the last being number {clip.indices[-1]}"
     raise InputError(
