@@ -55,7 +55,11 @@ def reconstruct(
 
 
 def reconstruct_steps(
-    clip: str | Path, run_folder: str | Path, config: RunConfig = RunConfig(), *, overwrite: bool = False  # noqa: B008
+    clip: str | Path,
+    run_folder: str | Path,
+    config: RunConfig = RunConfig(),
+    *,
+    overwrite: bool = False,  # noqa: B008
 ) -> Steps[Run]:
     """`reconstruct` as a generator of Progress: close it to cancel, what is finished is kept."""
     video = open_video(clip, config.video)
@@ -76,7 +80,9 @@ def reconstruct_steps(
     except BaseException:
         run.give_up()
         raise
-    run.update(status="finished", units=cameras.units, model=estimator.provenance(), versions=versions(), report=_report(job))
+    run.update(
+        status="finished", units=cameras.units, model=estimator.provenance(), versions=versions(), report=_report(job)
+    )
     return run
 
 

@@ -114,7 +114,9 @@ def image_shift(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, 
     return float(np.hypot(dx, dy) / a.shape[1]), float(correlation.max())
 
 
-def _calls_for_keyframe(key: NDArray[np.float32], view: NDArray[np.float32], elapsed_s: float, config: PoseConfig) -> bool:
+def _calls_for_keyframe(
+    key: NDArray[np.float32], view: NDArray[np.float32], elapsed_s: float, config: PoseConfig
+) -> bool:
     if elapsed_s < 0.999 / config.keyframe_fps:
         return False
     shift, peak = image_shift(key, view)

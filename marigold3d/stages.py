@@ -33,7 +33,9 @@ from .video import VideoSource
 
 T = TypeVar("T")
 
-ASSUMED_FOV_DEG = 62.0  # about a phone's main camera held upright to sideways; used, with a warning, when nothing is known
+ASSUMED_FOV_DEG = (
+    62.0  # about a phone's main camera held upright to sideways; used, with a warning, when nothing is known
+)
 
 
 @dataclass(eq=False)
@@ -90,7 +92,9 @@ def look_at_clip(job: Job) -> Steps[Scan]:
     for line in video.warnings:
         job.warn(line)
     if len(scan) < 2:
-        raise InputError(f"{video.info.path} has one frame: a scene takes a moving camera; for depth alone use `marigold3d depth`")
+        raise InputError(
+            f"{video.info.path} has one frame: a scene takes a moving camera; for depth alone use `marigold3d depth`"
+        )
     if len(scan.cuts) and not config.poses.allow_cuts and config.poses.source == "sfm":
         raise InputError(_cuts_message(video.info.path, scan))
     if scan.black_share > 0:
@@ -235,7 +239,9 @@ class RelativeStore:
         return RelativeDepth(self.values[position], self.estimator.domain, uncertainty)
 
 
-def estimate_depth(job: Job, scan: Scan, posed: NDArray[np.bool_], estimator: DepthEstimator, resume: bool) -> Steps[RelativeStore]:
+def estimate_depth(
+    job: Job, scan: Scan, posed: NDArray[np.bool_], estimator: DepthEstimator, resume: bool
+) -> Steps[RelativeStore]:
     """Relative depth of every posed frame; frames that are on disk already are not estimated again."""
     w, h = scan.image_size
     shape = (len(scan), h, w)
@@ -296,9 +302,7 @@ class DepthStore:
     def open(cls, run: Run, name: str, scan: Scan) -> DepthStore:
         w, h = scan.image_size
         shape = (len(scan), h, w)
-        return cls(
-            run.frames_array(name, shape, fresh=True), run.frames_array(f"{name}_sigma", shape, fresh=True)
-        )
+        return cls(run.frames_array(name, shape, fresh=True), run.frames_array(f"{name}_sigma", shape, fresh=True))
 
     def put(self, position: int, depth: DepthMap) -> None:
         sigma = 0.05 * depth.depth if depth.sigma is None else depth.sigma
@@ -315,7 +319,14 @@ def align_depth(job: Job, scan: Scan, cameras: Cameras, relative: RelativeStore)
     """Scene-unit depth of every posed frame."""
     store = DepthStore.open(job.run, "aligned", scan)
     report: AlignmentReport = yield from align_clip(
-        relative, store.put, store.get, cameras.posed, cameras.T_world_camera, cameras.intrinsics, cameras.model, job.config.align
+        relative,
+        store.put,
+        store.get,
+        cameras.posed,
+        cameras.T_world_camera,
+        cameras.intrinsics,
+        cameras.model,
+        job.config.align,
     )
     job.report["alignment"] = report.as_dict()
     if report.aligned.count and report.aligned.relative / report.aligned.count > 0.3:

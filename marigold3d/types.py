@@ -145,7 +145,9 @@ class RelativeDepth:
     uncertainty: FloatImage | None = None
 
     def __post_init__(self) -> None:
-        _require(self.domain in get_args(Domain), f"unknown depth domain {self.domain!r}: use one of {get_args(Domain)}")
+        _require(
+            self.domain in get_args(Domain), f"unknown depth domain {self.domain!r}: use one of {get_args(Domain)}"
+        )
         _require(self.values.ndim == 2, f"relative depth must be (H, W), got {self.values.shape}")
         _require(self.values.dtype == np.float32, f"relative depth must be float32, got {self.values.dtype}")
         _require(
@@ -190,7 +192,10 @@ class SparseCues:
 
     def __post_init__(self) -> None:
         n = len(self.depth)
-        _require(self.uv.shape == (n, 2) and self.depth.shape == (n,), f"cues need uv (N, 2) and depth (N,), got {self.uv.shape} and {self.depth.shape}")
+        _require(
+            self.uv.shape == (n, 2) and self.depth.shape == (n,),
+            f"cues need uv (N, 2) and depth (N,), got {self.uv.shape} and {self.depth.shape}",
+        )
         _require(self.sigma is None or self.sigma.shape == (n,), "cue sigma must be (N,)")
         _require(np.all(np.isfinite(self.uv)) and np.all(np.isfinite(self.depth)), "cues must be finite; drop NaN rows")
         _require(np.all(self.depth > 0), "cue depths must be positive z-depths; drop points behind the camera")
@@ -201,7 +206,9 @@ class SparseCues:
 
     def select(self, keep: NDArray[Any]) -> SparseCues:
         """The cues picked by a boolean mask or an index array."""
-        return replace(self, uv=self.uv[keep], depth=self.depth[keep], sigma=None if self.sigma is None else self.sigma[keep])
+        return replace(
+            self, uv=self.uv[keep], depth=self.depth[keep], sigma=None if self.sigma is None else self.sigma[keep]
+        )
 
     @classmethod
     def empty(cls, source: str = "none") -> SparseCues:
@@ -222,7 +229,9 @@ class Trajectory:
         _require(bool(np.all(np.diff(self.timestamps_s) > 0)), "pose timestamps must increase")
         R = self.T_world_camera[:, :3, :3]
         error = float(np.abs(R @ np.swapaxes(R, 1, 2) - np.eye(3)).max()) if n else 0.0
-        _require(error < 1e-3, f"camera rotations are not orthonormal (off by {error:.3g}): are these scaled or transposed?")
+        _require(
+            error < 1e-3, f"camera rotations are not orthonormal (off by {error:.3g}): are these scaled or transposed?"
+        )
         _require(bool(np.all(np.linalg.det(R) > 0)), "camera rotations must be right-handed (determinant +1)")
 
     def __len__(self) -> int:
@@ -259,7 +268,10 @@ class PointCloud:
     def __post_init__(self) -> None:
         n = len(self.points)
         for name, width in (("points", 3), ("colors", 3), ("normals", 3)):
-            _require(getattr(self, name).shape == (n, width), f"{name} must be ({n}, {width}), got {getattr(self, name).shape}")
+            _require(
+                getattr(self, name).shape == (n, width),
+                f"{name} must be ({n}, {width}), got {getattr(self, name).shape}",
+            )
         for name in ("sigma", "observations", "frame_index"):
             _require(getattr(self, name).shape == (n,), f"{name} must be ({n},), got {getattr(self, name).shape}")
 

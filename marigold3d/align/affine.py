@@ -82,7 +82,14 @@ def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True
     inliers = np.zeros(len(cues), bool)
     inliers[used] = weights > 0
     return AffineFit(
-        float(scale), float(shift), relative.domain, covariance, _mad(residual), inliers, determined, FAR_FACTOR * float(z.max())
+        float(scale),
+        float(shift),
+        relative.domain,
+        covariance,
+        _mad(residual),
+        inliers,
+        determined,
+        FAR_FACTOR * float(z.max()),
     )
 
 
@@ -147,7 +154,13 @@ def _usable(solution: _Solution, v: Array, domain: Domain) -> bool:
 
 
 def _solve(
-    v: Array, y: Array, sigma: Array, start: tuple[float, float] | None, domain: Domain, robust: bool, scale_only: bool = False
+    v: Array,
+    y: Array,
+    sigma: Array,
+    start: tuple[float, float] | None,
+    domain: Domain,
+    robust: bool,
+    scale_only: bool = False,
 ) -> _Solution:
     """(scale, shift), covariance (2, 2), final robust weights (N,), verdict."""
     theta = start

@@ -104,7 +104,9 @@ def align_clip(
     else:
         held = held_out_points(len(source.points), config.held_out)
         for position in positions.tolist():
-            depth = _align_to_points(relative(position), *source.cues(position, T_world_camera[position]), held, config, report)
+            depth = _align_to_points(
+                relative(position), *source.cues(position, T_world_camera[position]), held, config, report
+            )
             if depth is not None:
                 store(position, depth)
                 done.append(position)
@@ -167,7 +169,8 @@ def _nearest_first(positions: NDArray[np.int64], done: list[int]) -> list[int]:
     rest = np.setdiff1d(positions, finished)
     after = np.searchsorted(finished, rest)
     gap = np.minimum(
-        np.abs(rest - finished[np.clip(after, 0, len(finished) - 1)]), np.abs(rest - finished[np.clip(after - 1, 0, None)])
+        np.abs(rest - finished[np.clip(after, 0, len(finished) - 1)]),
+        np.abs(rest - finished[np.clip(after - 1, 0, None)]),
     )
     order: list[int] = rest[np.argsort(gap, kind="stable")].tolist()
     return order

@@ -113,6 +113,7 @@ class Merge(nn.Module):
     def __init__(self, coarse: int, channels: int) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(coarse, channels, 1)
+        self.norm = nn.GroupNorm(8, channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -143,7 +144,9 @@ class CompactNetwork(nn.Module):
         self.context = GlobalContext(DECODER_CHANNELS[-1])
         coarse_to_fine = list(zip(DECODER_CHANNELS[1:], DECODER_CHANNELS[:-1], strict=True))[::-1]
         self.merges = nn.ModuleList(Merge(coarse, fine) for coarse, fine in coarse_to_fine)
-        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(DECODER_CHANNELS[0], 2, 3, padding=1))
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, DECODER_CHANNELS[0]), nn.ReLU(), nn.Conv2d(DECODER_CHANNELS[0], 2, 3, padding=1)
+        )
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         skips = [adapt(x) for adapt, x in zip(self.skips, self.encoder((rgb - self.mean) / self.std), strict=True)]

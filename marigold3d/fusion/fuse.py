@@ -50,7 +50,9 @@ class FusionInput:
     units: Units
 
 
-def fuse(views: FusionInput, colors: Iterator[tuple[int, NDArray[np.uint8]]], config: FusionConfig) -> Steps[tuple[PointCloud, FusionReport]]:
+def fuse(
+    views: FusionInput, colors: Iterator[tuple[int, NDArray[np.uint8]]], config: FusionConfig
+) -> Steps[tuple[PointCloud, FusionReport]]:
     """Fuse the views; `colors` yields (row among the views, rgb (H, W, 3)) in order.
 
     Raises GeometryError when nothing survives the filters.

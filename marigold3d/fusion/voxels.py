@@ -100,7 +100,11 @@ class VoxelGrid:
 
 def _empty() -> _Table:
     return _Table(
-        np.zeros(0, np.int64), np.zeros((0, COLUMNS)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+        np.zeros(0, np.int64),
+        np.zeros((0, COLUMNS)),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.int32),
     )
 
 

@@ -88,7 +88,9 @@ def neighbour_positions(T_world_camera: Array, index: int, depth: float, count: 
     return order[np.linspace(0, len(order) - 1, count + 1).round().astype(int)[1:]].tolist()  # type: ignore[no-any-return]
 
 
-def _pixels(points: NDArray[np.float32], camera: Intrinsics) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+def _pixels(
+    points: NDArray[np.float32], camera: Intrinsics
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
     """Pixel (row, column) each camera-frame point (h, w, 3) falls on, and whether it falls on any."""
     uv = project(points, camera)
     with np.errstate(invalid="ignore"):

@@ -48,7 +48,9 @@ def reconstruct_sparse(
     best = _largest(models)
     if best is None or best.num_reg_images() < 0.5 * len(names):
         models = yield from _waiting("poses", lambda token: _incremental(workspace, camera, token))
-        best = max((m for m in (best, _largest(models)) if m is not None), key=lambda m: m.num_reg_images(), default=None)
+        best = max(
+            (m for m in (best, _largest(models)) if m is not None), key=lambda m: m.num_reg_images(), default=None
+        )
     model = None if best is None else _as_arrays(best, size)
     shutil.rmtree(workspace, ignore_errors=True)
     return _require_parallax(model, len(names))
@@ -151,7 +153,9 @@ def _global(workspace: Path, camera: Intrinsics | None, _token: Any) -> dict[int
         options.mapper.bundle_adjustment.refine_focal_length = False
         options.mapper.bundle_adjustment.refine_extra_params = False
     try:
-        models: dict[int, Any] = pycolmap.global_mapping(workspace / "database.db", workspace / "images", workspace, options)
+        models: dict[int, Any] = pycolmap.global_mapping(
+            workspace / "database.db", workspace / "images", workspace, options
+        )
     except (RuntimeError, ValueError):  # it gives up on degenerate input by raising; the caller falls back
         return {}
     return models
@@ -219,7 +223,9 @@ def _as_arrays(model: Any, size: tuple[int, int]) -> SparseModel:
     row = {image.image_id: k for k, image in enumerate(images)}
     ids = list(model.points3D)
     points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
-    seen = [(row[e.image_id], p) for p, i in enumerate(ids) for e in model.points3D[i].track.elements if e.image_id in row]
+    seen = [
+        (row[e.image_id], p) for p, i in enumerate(ids) for e in model.points3D[i].track.elements if e.image_id in row
+    ]
     seen_frame, seen_point = np.array(seen, np.int64).reshape(-1, 2).T
     T = np.tile(np.eye(4), (len(images), 1, 1))
     for k, image in enumerate(images):

@@ -1,0 +1,122 @@
+"""What a person sees in the terminal: progress on stderr while a run works, its report when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .progress import Progress
+from .store import Run
+
+PLAIN_INTERVAL_S = 10.0  # between two lines where stderr is no terminal
+TITLES = {
+    "scan": "Looking at the clip",
+    "poses": "Finding cameras",
+    "depth": "Estimating depth",
+    "align": "Aligning depth",
+    "sweep": "Matching views",
+    "refine": "Refining depth",
+    "fuse": "Fusing the cloud",
+    "write": "Writing depth maps",
+}
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """A callback that draws one bar a stage, with frames a second and ETA; plain lines where stderr is no terminal."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _rich_bars() as update:
+            yield update
+    else:
+        yield _PlainLines()
+
+
+@contextmanager
+def _rich_bars() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:22s}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(p: Progress) -> None:
+            if p.stage not in tasks:
+                for task in tasks.values():  # a stage starts when the one before is done, whatever its count was
+                    bars.update(task, total=bars.tasks[task].completed or 1, completed=bars.tasks[task].completed or 1)
+                tasks[p.stage] = bars.add_task(TITLES.get(p.stage, p.stage), total=p.total)
+            if p.total is None:
+                bars.update(tasks[p.stage], total=None)
+            else:
+                bars.update(tasks[p.stage], completed=p.done, total=p.total)
+
+        yield update
+        for task in tasks.values():
+            bars.update(task, total=bars.tasks[task].completed or 1, completed=bars.tasks[task].completed or 1)
+
+
+class _PlainLines:
+    """A line a stage and another every ten seconds: for log files."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = self._printed = time.monotonic()
+
+    def __call__(self, p: Progress) -> None:
+        now = time.monotonic()
+        if p.stage != self._stage:
+            self._stage, self._began, self._printed = p.stage, now, now
+            print(f"{TITLES.get(p.stage, p.stage)} ...", file=sys.stderr, flush=True)
+        elif now - self._printed >= PLAIN_INTERVAL_S and p.total:
+            self._printed = now
+            left = (now - self._began) / max(p.done, 1) * (p.total - p.done)
+            print(
+                f"{TITLES.get(p.stage, p.stage)} {p.done}/{p.total}, about {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def report_lines(run: Run) -> str:
+    """The report of a run for people: where it is, what was found, how good it is, how long it took."""
+    report, units = run.manifest.get("report", {}), run.manifest.get("units", "arbitrary")
+    unit = "m" if units == "m" else "scene units"
+    lines = [f"{run.path}: {run.manifest.get('status')}, units: {units}"]
+    if c := report.get("cameras"):
+        lines.append(
+            f"  cameras   {c['frames_posed']} of {c['frames']} frames posed ({c['poses']}, {c['keyframes_registered']} of "
+            f"{c['keyframes']} keyframes), focal length {c['focal_px']:.0f} px, {c['fov_x_deg']:.0f} degrees ({c['intrinsics']})"
+        )
+    if a := report.get("alignment"):
+        lines.append(_held_out("alignment", a["held_out"], unit))
+    if r := report.get("refinement"):
+        lines.append(f"  refined   {r['share_from_views']:.0%} of the pixels decided by other views")
+        lines.append(_held_out("refined", r["held_out"], unit))
+    if f := report.get("fusion"):
+        lines.append(f"  cloud     {f['points']:,} points, voxel {f['voxel']:.4g} {unit}")
+    if s := report.get("seconds"):
+        spent = ", ".join(f"{k} {v:.0f}" for k, v in s.items() if k != "total")
+        lines.append(f"  time      {s['total']:.0f} s ({spent}), peak memory {report['peak_memory_mb']:.0f} MB")
+    lines += [f"  warning   {w}" for w in report.get("warnings", [])]
+    return "\n".join(line for line in lines if line)
+
+
+def _held_out(title: str, errors: dict[str, Any], unit: str) -> str:
+    if not errors["n"]:
+        return f"  {title:9s} not checked: there were no points to hold out"
+    return (
+        f"  {title:9s} on {errors['n']:,} held-out point sightings: AbsRel {errors['abs_rel']:.1%}, "
+        f"mean error {errors['mae']:.3g} {unit}, delta1 {errors['delta1']:.1%}"
+    )
