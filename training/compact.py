@@ -34,8 +34,8 @@ class Recipe:
     batch: int = 16
     height: int = 120
     width: int = 160
-    rate: float = 1.5e-3  # decoder
-    encoder_rate: float = 3e-4
+    rate: float = 1e-3  # decoder
+    encoder_rate: float = 2e-4
     weight_decay: float = 0.02
     warm_up_steps: int = 100
     ema_decay: float = 0.998
