@@ -53,8 +53,8 @@ def depth_layer(stack: DepthStack, units: str, size: tuple[int, ...] | None = No
     """Aligned depth over the clip, stretched over its `size` (height, width) in pixels."""
     options = {"name": f"depth [{units}]", "colormap": "Spectral", "contrast_limits": stack.depth_range()}
     metadata = {KIND: "frames", "units": units}
-    placed = _placed(stack.shape[1:], size or stack.shape[1:])
-    return stack, {**options, **placed, "axis_labels": FRAME_AXES, "metadata": metadata, "multiscale": False}, "image"
+    where = placed(stack.shape[1:], size or stack.shape[1:])
+    return stack, {**options, **where, "axis_labels": FRAME_AXES, "metadata": metadata, "multiscale": False}, "image"
 
 
 def cloud_layer(cloud: PointCloud, name: str = "cloud", *, visible: bool = True) -> LayerData:
@@ -157,7 +157,7 @@ def _clip_of(run: Run) -> VideoArray | None:
     return None
 
 
-def _placed(shape: tuple[int, ...], size: tuple[int, ...]) -> dict[str, Any]:
+def placed(shape: tuple[int, ...], size: tuple[int, ...], time_step: float = 1) -> dict[str, Any]:
     """Scale and translation that stretch a (T, h, w) stack over a picture of `size`; 0 is a pixel's centre."""
     sy, sx = size[0] / shape[0], size[1] / shape[1]
-    return {"scale": (1, sy, sx), "translate": (0, (sy - 1) / 2, (sx - 1) / 2)}
+    return {"scale": (time_step, sy, sx), "translate": (0, (sy - 1) / 2, (sx - 1) / 2)}

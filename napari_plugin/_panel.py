@@ -128,6 +128,7 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         }
         connect = {signal: partial(self._receive, slot) for signal, slot in slots.items()}
         self._worker = create_worker(work, _connect=connect, _start_thread=False)
+        self._preview.place(self._open_size(clip), config.video.stride)
         self._set_running(True, "starting")
         self._worker.start()
 
@@ -224,6 +225,11 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
             clip = options["metadata"].get("clip")
             if clip is None or clip not in open_clips:
                 getattr(self._viewer, f"add_{kind}")(data, **options)
+
+    def _open_size(self, clip: Path) -> tuple[int, int] | None:
+        """(height, width) of the clip's layer, None when it is not open."""
+        sizes = [layer.data.shape[1:3] for layer in self._viewer.layers if layer.metadata.get("clip") == str(clip)]
+        return sizes[0] if sizes else None
 
     def _show(self, kind: str) -> None:
         (show_scene if kind == "scene" else show_frames)(self._viewer)

@@ -11,7 +11,7 @@ import numpy as np
 
 from marigold3d.progress import Progress, Steps
 
-from ._layers import FRAME_AXES, KIND
+from ._layers import FRAME_AXES, KIND, placed
 from ._stacks import display_range
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ class DepthPreview:
         self._layer: Any = None
         self._stage = ""
         self._step = 1  # pixels left out
+        self._size: tuple[int, int] | None = None
+        self._time_step = 1
+
+    def place(self, size: tuple[int, int] | None, time_step: int) -> None:
+        """Lay coming maps over a clip of `size` (height, width), every `time_step`-th frame; None: it is not open."""
+        self._size, self._time_step = size, time_step
 
     def update(self, progress: Progress) -> None:
         """Show the depth map of a Progress that carries one."""
@@ -48,7 +54,7 @@ class DepthPreview:
         if progress.stage != self._stage:  # another stage, other units; within one the colours must not flicker
             self._stage = progress.stage
             self._layer.contrast_limits_range = self._layer.contrast_limits = display_range(shown)
-        self._viewer.dims.set_current_step(0, payload.position)
+        self._viewer.dims.set_point(0, payload.position * self._time_step)
         self._layer.refresh()
 
     def remove(self) -> None:
@@ -61,7 +67,8 @@ class DepthPreview:
         self._step = int(np.ceil(np.sqrt(max(1.0, 4 * count * shape[0] * shape[1] / MAX_BYTES))))
         height, width = (-(-side // self._step) for side in shape)
         data = np.full((count, height, width), np.nan, np.float32)
-        options = {"colormap": "Spectral", "axis_labels": FRAME_AXES, "metadata": {KIND: "frames"}}
+        where = placed((height, width), self._size or shape, self._time_step)
+        options = {**where, "colormap": "Spectral", "axis_labels": FRAME_AXES, "metadata": {KIND: "frames"}}
         self._layer = self._viewer.add_image(data, name=LAYER_NAME, contrast_limits=(0, 1), multiscale=False, **options)
 
 

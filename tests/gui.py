@@ -59,7 +59,7 @@ def make_run(folder: Path, clip: Path | str = "") -> Run:
         write_depth_png(folder / "depth" / f"{i:06d}.png", depth_map(), encoding)
     (folder / "camera.json").write_text(json.dumps(CAMERA.as_dict()))
     write_tum(folder / "trajectory.txt", Trajectory(np.array(indices) / 10, T), "m")
-    write_ply(folder / "cloud.ply", make_cloud(T))
+    write_ply(folder / "cloud.ply", make_cloud(T[1]))
     run.update(status="finished", units="m")
     return run
 
@@ -74,9 +74,9 @@ def depth_map() -> DepthMap:
 
 
 def make_cloud(T_world_camera: np.ndarray) -> PointCloud:
-    """Every pixel of every pose: the box red, the wall green above and blue below, normals towards the cameras."""
+    """Every pixel of one pose: the box red, the wall green above and blue below, normals towards the cameras."""
     depth = depth_map()
-    points = np.concatenate([depth_to_points(depth.depth, CAMERA, T)[depth.valid] for T in T_world_camera])
+    points = depth_to_points(depth.depth, CAMERA, T_world_camera)[depth.valid]
     n = len(points)
     colors = np.where(points[:, 1:2] < 0, np.uint8([[40, 200, 40]]), np.uint8([[40, 40, 220]]))
     colors[points[:, 2] < 1.5] = (230, 30, 30)
