@@ -157,9 +157,9 @@ def color(rng: Rng, value: tuple[float, float] = (0.05, 0.85)) -> NDArray[np.flo
     """Linear RGB of everyday things: mostly whites, greys, browns, sometimes saturated."""
     brightness = rng.uniform(*np.sqrt(value)) ** 2
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.5:
         tint = 1.0 + 0.12 * rng.standard_normal() * np.array([1.0, 0.2, -1.0])
-    elif kind < 0.65:
+    elif kind < 0.8:
         tint = np.array([1.0, rng.uniform(0.5, 0.8), rng.uniform(0.2, 0.5)])
     else:
         tint = rng.uniform(0.05, 1.0, 3)

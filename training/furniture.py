@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from training import textures
+from training import solids, textures
 from training.builder import Builder, Place, Rng
 
 
@@ -160,6 +160,59 @@ def plant(b: Builder, place: Place) -> None:
         b.ellipsoid(place.at(rng.normal(0, 0.12), height + rng.uniform(-0.1, 0.3), rng.normal(0, 0.12)), half, green)
 
 
+def leaves(b: Builder, place: Place) -> None:
+    """A pot of long leaves: thin tilted blades, dark and bright against each other."""
+    rng = b.rng
+    tones = [(b.paint((textures.FLAT, textures.MARBLE), (0.02, 0.2), value=(0.01, 0.25)),) * 3 for _ in range(3)]
+    b.cylinder(place, rng.uniform(0.12, 0.25), rng.uniform(0.2, 0.6), b.plain())
+    height, spread = rng.uniform(0.5, 1.5), rng.uniform(0.15, 0.5)
+    for _ in range(int(rng.integers(10, 26))):
+        blade = (rng.uniform(0.015, 0.05), rng.uniform(0.15, 0.4), 0.004)
+        at = place.at(rng.normal(0, spread), rng.uniform(0.4, 1.0) * height + 0.2, rng.normal(0, spread))
+        b.add(solids.BOX, at, blade, tones[int(rng.integers(3))], random_rotation(rng))
+
+
+def dining(b: Builder, place: Place) -> None:
+    """A large table, square or round, chairs around it, things on it."""
+    rng = b.rng
+    width, depth = rng.uniform(1.2, 3.0), rng.uniform(0.8, 1.3)
+    wood, height = (b.paint((textures.WOOD, textures.FLAT, textures.WOOD, textures.MARBLE), (0.1, 0.6)),) * 3, 0.74
+    if rng.random() < 0.25:
+        width = depth
+        b.cylinder(place, 0.05, height, wood)
+        b.cylinder(place.at(0, height, 0), width / 2, 0.03, wood)
+    else:
+        for sx, sz in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            b.box(place.at(sx * (width / 2 - 0.06), 0, sz * (depth / 2 - 0.06)), 0.07, height, 0.07, wood)
+        b.box(place.at(0, height, 0), width, 0.04, depth, wood)
+    clutter(b, place.at(0, height + 0.04, 0), 0.85 * width, 0.85 * depth, int(rng.integers(2, 9)))
+    alike = int(rng.integers(2**31))  # chairs of one set are of one kind
+    for right in np.arange(-width / 2 + 0.35, width / 2 - 0.2, rng.uniform(0.55, 0.8)):
+        for side in (-1, 1):
+            if rng.random() < 0.75:
+                turn = rng.normal(0, 0.15) + (0.0 if side > 0 else np.pi)
+                b.rng = np.random.default_rng(alike)
+                chair(b, place.at(right, 0, side * (depth / 2 + rng.uniform(-0.1, 0.25)), turn))
+                b.rng = rng
+
+
+def wall_board(b: Builder, place: Place) -> None:
+    """A single board on the wall with things on it."""
+    rng = b.rng
+    width, up = rng.uniform(0.6, 2.0), rng.uniform(0.9, 1.6)
+    b.box(place.at(0, up, 0.2), width, 0.03, 0.25, b.plain())
+    clutter(b, place.at(0, up + 0.03, 0.2), 0.9 * width, 0.15, int(rng.integers(3, 8)))
+
+
+def radiator(b: Builder, place: Place) -> None:
+    """Upright ribs under a window, or a curtain when tall."""
+    rng = b.rng
+    curtain = rng.random() < 0.5
+    height, step, faces = (2.1, 0.12, b.patterned()) if curtain else (0.6, 0.08, b.plain((0.4, 0.95)))
+    for right in np.arange(-0.5, 0.5, step):
+        b.cylinder(place.at(right, 0.1, 0.28), 0.4 * step, height, faces)
+
+
 def person(b: Builder, place: Place) -> None:
     """Legs, trunk, arms, head."""
     rng = b.rng
@@ -204,26 +257,11 @@ def random_rotation(rng: Rng) -> NDArray[np.float64]:
     return q if np.linalg.det(q) > 0 else -q
 
 
-AGAINST_WALLS: tuple[Callable[[Builder, Place], None], ...] = (
-    table,
-    table,
-    shelf,
-    shelf,
-    counter,
-    counter,
-    cabinet,
-    cabinet,
-    sofa,
-    bed,
+Assembly = Callable[[Builder, Place], None]
+AGAINST_WALLS: tuple[Assembly, ...] = (
+    *(table, table, shelf, shelf, counter, counter, cabinet, cabinet, sofa, sofa, bed, wall_board, wall_board),
+    *(radiator, leaves),
 )
-FREE_STANDING: tuple[Callable[[Builder, Place], None], ...] = (
-    table,
-    chair,
-    chair,
-    chair,
-    plant,
-    person,
-    cartons,
-    scatter,
-    sofa,
+FREE_STANDING: tuple[Assembly, ...] = (
+    *(dining, dining, dining, table, chair, chair, plant, leaves, person, cartons, scatter, sofa),
 )

@@ -45,10 +45,13 @@ def room(b: Builder) -> tuple[Scene, Array]:
     ceiling = b.paint((textures.FLAT, textures.FLAT, textures.BRICKS), (0.4, 0.7), value=(0.4, 0.95))
     # Seen from inside, the floor's normal is up: it is the room's "top" face.
     b.add(solids.ROOM, Place(0, -height / 2, 0), (half_x, height / 2, half_z), (wall, floor, ceiling))
+    if rng.random() < 0.3:  # a carpet, or a runner from wall to wall
+        along = half_z if rng.random() < 0.5 else rng.uniform(0.5, half_z)
+        b.box(Place(rng.normal(0, 0.5), 0, 0), rng.uniform(1.0, half_x), 0.012, 2 * along, b.patterned())
     walls = [(half_x, half_z, 0.0), (half_z, half_x, np.pi / 2), (half_x, half_z, np.pi), (half_z, half_x, -np.pi / 2)]
     for half_width, distance, yaw in walls:
         furnish_wall(b, half_width, distance, yaw, height, wall)
-    for _ in range(int(rng.integers(1, 6))):
+    for _ in range(int(rng.integers(1, 5))):
         place = Place(rng.uniform(-0.8, 0.8) * half_x, 0, rng.uniform(-0.8, 0.8) * half_z, rng.uniform(0, 2 * np.pi))
         furniture.FREE_STANDING[rng.integers(len(furniture.FREE_STANDING))](b, place)
     light = (rng.uniform(-0.8, 0.8) * half_x, -height * rng.uniform(0.7, 0.97), rng.uniform(-0.8, 0.8) * half_z, 1.0)
@@ -225,11 +228,10 @@ def random_camera(rng: Rng, scene: Scene, extent: Array) -> Array:
             [rng.uniform(-0.95, 0.95) * extent[0], -rng.normal(1.4, 0.3), rng.uniform(-0.95, 0.95) * extent[2]]
         )
         position[1] = -np.clip(-position[1], 0.4, extent[1] - 0.2)
-        if clearance(scene, position) > 0.25:
+        towards = scene.centre[rng.integers(len(scene.centre))] + rng.normal(0, 0.4, 3) - position
+        if clearance(scene, position) > 0.25 and np.linalg.norm(towards) > 1.0:
             break
-    if rng.random() < 0.6:
-        target = scene.centre[rng.integers(len(scene.centre))] + rng.normal(0, 0.4, 3)
-        towards = target - position
+    if rng.random() < 0.75:
         yaw = np.arctan2(towards[0], towards[2])
         pitch = np.clip(np.arctan2(towards[1], np.hypot(towards[0], towards[2])), -0.3, 0.9)
     else:

@@ -27,7 +27,7 @@ def render_shot(
     f_px = width / 2 / np.tan(np.radians(shot.fov_x_deg) / 2)
     K = np.array([[f_px, 0, width / 2], [0, f_px, height / 2], [0, 0, 1]])
     linear, depth = scenes.cast(shot.scene, shot.T_world_camera, K, width, height, shadow_stride=2)
-    exposure = 0.28 / float(linear.mean().clamp_min(0.02)) * np.exp(rng.normal(0, 0.35))
+    exposure = 0.22 / float(linear.mean().clamp_min(0.02)) * np.exp(rng.normal(0, 0.45))
     rgb = scenes.develop(linear, exposure, np.exp(rng.normal(0, 0.08, 3)))
     return (rgb * 255).round().to(torch.uint8), depth.clamp(NEAR_M, FAR_M).log().half()
 
