@@ -58,8 +58,9 @@ def format_report(checks: list[Check]) -> str:
         if check.remedy:
             lines.append(f"{'':4}  {'':{width}}  -> {check.remedy}")
     failed, warned = (sum(_mark(c) == mark for c in checks) for mark in ("FAIL", "warn"))
+    parts = "part is" if warned == 1 else "parts are"
     verdict = "ready" if not failed else f"not ready: {failed} to mend"
-    return "\n".join([*lines, "", f"{verdict}{f'; {warned} optional parts are missing' if warned else ''}"])
+    return "\n".join([*lines, "", f"{verdict}{f'; {warned} optional {parts} missing' if warned else ''}"])
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
@@ -109,7 +110,11 @@ def check_hub() -> Check:
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     models = sorted(cache.glob("models--*"))
-    detail = f"{cache}: {len(models)} models" if models else f"{cache}: empty (only --model from the hub needs it)"
+    detail = (
+        f"{cache}: {len(models)} model{'s' * (len(models) > 1)}"
+        if models
+        else f"{cache}: empty (only --model from the hub needs it)"
+    )
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     ok = os.access(existing, os.W_OK)
     return Check("hub cache", ok, detail, "" if ok else "set HF_HOME to a folder you may write to", required=False)
