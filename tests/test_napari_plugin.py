@@ -341,6 +341,7 @@ def test_panel_reconstructs_the_example_clip(viewer, qtbot, tmp_path):
     panel.output.value, panel.stride.value = tmp_path / "run", 8
     panel.run()
     qtbot.waitUntil(lambda: "depth (in progress)" in viewer.layers or not panel.running, timeout=300_000)
+    qtbot.wait(4000)
     keep_screenshot(viewer, "panel_running.png")
     qtbot.waitUntil(lambda: not panel.running, timeout=600_000)
     assert panel.status.value.startswith("done"), panel.status.value
