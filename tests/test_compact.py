@@ -1,0 +1,177 @@
+"""The embedded network: shapes, laws of its estimator, its weights file, its errors;
+and that training it lowers the loss.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from marigold3d.depth.compact import CompactEstimator, load_network, processing_size
+from marigold3d.depth.compact_network import CompactNetwork
+from marigold3d.depth.upsampling import joint_bilateral
+from marigold3d.errors import InputError, ModelError
+from training import compact, losses, pool, prior
+
+
+@pytest.fixture(scope="module")
+def estimator() -> CompactEstimator:
+    return CompactEstimator(device="cpu", processing_resolution=128)
+
+
+@pytest.fixture(scope="module")
+def view() -> tuple[np.ndarray, np.ndarray]:
+    """One synthetic view: rgb (H, W, 3) uint8 and log depth (H, W)."""
+    shard = pool.render_shard(seed=7, number=0, count=1)
+    return shard["rgb"][0].permute(1, 2, 0).numpy(), shard["log_depth"][0, 0].float().numpy()
+
+
+@pytest.mark.parametrize("size", [(96, 128), (97, 131), (33, 200)])
+def test_output_has_the_input_size_and_is_finite(size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        log_depth, log_scale = CompactNetwork().eval()(torch.rand(2, 3, *size))
+    assert log_depth.shape == log_scale.shape == (2, 1, *size)
+    assert torch.isfinite(log_depth).all()
+    assert torch.isfinite(log_scale).all()
+
+
+def test_folding_a_normalisation_changes_nothing() -> None:
+    convolution, norm = torch.nn.Conv2d(4, 6, 3, bias=False), torch.nn.BatchNorm2d(6, eps=prior.NORM_EPSILON).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    source = {f"c.{k}": v for k, v in convolution.state_dict().items()} | {
+        f"n.{k}": v for k, v in norm.state_dict().items()
+    }
+    weight, bias = prior.fold(source, "c", "n")
+    x = torch.rand(1, 4, 9, 9)
+    torch.testing.assert_close(torch.nn.functional.conv2d(x, weight, bias), norm(convolution(x)))
+
+
+def test_frames_are_independent_of_their_batch(estimator: CompactEstimator) -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (3, 60, 90, 3), dtype=np.uint8)
+    together, alone = estimator.estimate(rgb), estimator.estimate(rgb[1:2])
+    assert len(together) == 3
+    assert together[0].values.shape == (60, 90)
+    np.testing.assert_array_equal(together[1].values, alone[0].values)
+
+
+def test_uncertainty_is_positive_and_the_output_deterministic(estimator: CompactEstimator, view: tuple) -> None:
+    first, again = (estimator.estimate(view[0][None])[0] for _ in range(2))
+    np.testing.assert_array_equal(first.values, again.values)
+    assert first.uncertainty is not None
+    assert (first.uncertainty > 0).all()
+
+
+def test_a_mirrored_frame_gives_nearly_the_mirrored_depth(estimator: CompactEstimator, view: tuple) -> None:
+    rgb = view[0]
+    straight, mirrored = estimator.estimate(np.stack([rgb, rgb[:, ::-1]]))
+    difference = straight.values - mirrored.values[:, ::-1]
+    assert np.std(difference) < 0.5 * np.std(straight.values) + 0.05
+
+
+def test_nearby_exposures_give_nearly_the_same_depth(estimator: CompactEstimator, view: tuple) -> None:
+    rgb = view[0]
+    darker = (rgb * 0.9).astype(np.uint8)
+    a, b = estimator.estimate(np.stack([rgb, darker]))
+    assert np.corrcoef(a.values.ravel(), b.values.ravel())[0, 1] > 0.95
+
+
+def test_it_knows_the_depth_of_synthetic_scenes_better_than_a_constant(estimator: CompactEstimator) -> None:
+    shard = pool.render_shard(seed=11, number=0, count=4)
+    gained = []
+    for rgb, log_depth in zip(shard["rgb"], shard["log_depth"][:, 0].float().numpy(), strict=True):
+        values = estimator.estimate(rgb.permute(1, 2, 0).numpy()[None])[0].values
+        solid = log_depth < np.log(pool.FAR_M) - 0.01
+        error = (values - log_depth)[solid]
+        gained.append(
+            np.abs(error - np.median(error)).mean() / np.abs(log_depth[solid] - np.median(log_depth[solid])).mean()
+        )
+    assert np.mean(gained) < 0.75
+
+
+def test_provenance_names_weights_and_licence(estimator: CompactEstimator) -> None:
+    said = estimator.provenance()
+    assert len(said["weights_sha256"]) == 64
+    assert said["licence"]
+
+
+def test_weights_are_small_safetensors() -> None:
+    content = resources.files("marigold3d.depth").joinpath("weights/compact.safetensors").read_bytes()
+    assert len(content) <= 25e6
+    assert load_network(content)[1].training is False
+
+
+def test_damaged_weights_say_so() -> None:
+    content = resources.files("marigold3d.depth").joinpath("weights/compact.safetensors").read_bytes()
+    with pytest.raises(ModelError, match="damaged"):
+        load_network(content[: len(content) // 2])
+
+
+def test_wrong_frames_are_refused(estimator: CompactEstimator) -> None:
+    with pytest.raises(InputError):
+        estimator.estimate(np.zeros((60, 90, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 640), (256, 320)), ((360, 540), (224, 320)), ((640, 360), (320, 192)), ((20, 2000), (32, 320))],
+)
+def test_processing_size_is_a_multiple_of_the_stride(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert processing_size(*size, 320) == expected
+
+
+def test_upsampling_keeps_a_step_where_the_picture_has_it() -> None:
+    rgb = torch.zeros(3, 64, 96)
+    rgb[:, :, 50:] = 1.0  # not on a coarse pixel's border
+    small_rgb = torch.nn.functional.interpolate(rgb[None], (16, 24), mode="area")[0]
+    coarse = small_rgb[:1] * 3.0
+    fine = joint_bilateral(coarse, small_rgb, rgb)[0]
+    assert torch.allclose(fine[:, :48], torch.zeros(()), atol=0.05)
+    assert torch.allclose(fine[:, 53:], torch.tensor(3.0), atol=0.05)
+
+
+def test_upsampling_keeps_constants_and_ranges() -> None:
+    rgb, small_rgb = torch.rand(3, 30, 41), torch.rand(3, 8, 11)
+    coarse = torch.rand(1, 8, 11)
+    fine = joint_bilateral(torch.cat((coarse, torch.full_like(coarse, 2.0))), small_rgb, rgb)
+    torch.testing.assert_close(fine[1], torch.full_like(fine[1], 2.0))
+    assert coarse.min() - 1e-5 <= fine[0].min()
+    assert fine[0].max() <= coarse.max() + 1e-5
+
+
+def test_the_loss_ignores_scale_and_is_zero_for_the_truth() -> None:
+    log_depth = torch.rand(2, 1, 24, 32) * 2
+    weight = losses.weights(log_depth)
+    assert losses.residual(log_depth + 0.7, log_depth, weight).abs().max() < 1e-5
+    assert losses.gradient_loss(losses.residual(log_depth + 0.7, log_depth, weight), weight) < 1e-4
+    assert losses.gradient_loss(torch.rand(2, 1, 24, 32), weight) > 0.1
+
+
+def test_rate_warms_up_then_falls() -> None:
+    recipe = compact.Recipe(steps=1000, warm_up_steps=100)
+    rates = [compact.learning_rate(recipe, step) for step in (0, 50, 100, 500, 1000)]
+    assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss_and_resumes_exactly(tmp_path: Path) -> None:
+    recipe = compact.Recipe(steps=24, batch=4, height=64, width=96, first_shards=1, shards=1, warm_up_steps=5)
+    from safetensors.torch import save_file
+
+    save_file(pool.render_shard(0, 0, count=4), pool.shard_path(tmp_path, 0))
+    shards = compact.Shards(tmp_path)
+    straight = compact.Training(recipe)
+    history = [straight.advance(shards) for _ in range(12)]
+    straight.save(tmp_path / "state.pt")
+    history += [straight.advance(shards) for _ in range(12)]
+    assert np.mean(history[-5:]) < 0.85 * np.mean(history[:5])
+
+    resumed = compact.Training(recipe)
+    resumed.restore(tmp_path / "state.pt")
+    continued = [resumed.advance(shards) for _ in range(12)]
+    np.testing.assert_allclose(continued, history[12:], rtol=1e-4)
+
+    compact.export(straight.average, tmp_path / "compact.safetensors")
+    load_network((tmp_path / "compact.safetensors").read_bytes())
