@@ -39,8 +39,8 @@ class Recipe:
     weight_decay: float = 0.02
     warm_up_steps: int = 100
     ema_decay: float = 0.998
-    first_shards: int = 8  # ready before the first step
-    steps_a_shard: int = 24  # then one more shard each so many steps
+    first_shards: int = 40  # ready before the first step
+    steps_a_shard: int = 16  # then one more shard each so many steps
     shards: int = 160
     seed: int = 0
     checkpoint_s: float = 180.0
