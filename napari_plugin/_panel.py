@@ -31,6 +31,8 @@ STAGES = {
     "depth": "estimating depth",
     "align": "aligning depth",
     "refine": "matching views",
+    "sweep": "matching views",
+    "merge": "merging depth",
     "fuse": "fusing the cloud",
     "write": "writing files",
 }

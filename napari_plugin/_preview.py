@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marigold3d.progress import Progress, Steps
 
@@ -31,7 +32,6 @@ class DepthPreview:
         self._viewer = viewer
         self._layer: Any = None
         self._stage = ""
-        self._step = 1  # pixels left out
         self._size: tuple[int, int] | None = None
         self._time_step = 1
 
@@ -49,7 +49,7 @@ class DepthPreview:
         data = self._layer.data
         if payload.position >= len(data):
             return
-        shown = payload.values[:: self._step, :: self._step]
+        shown = _resampled(payload.values, data.shape[1:])  # stages work at sizes of their own
         data[payload.position] = shown
         if progress.stage != self._stage:  # another stage, other units; within one the colours must not flicker
             self._stage = progress.stage
@@ -64,12 +64,18 @@ class DepthPreview:
         self._layer = None
 
     def _allocate(self, count: int, shape: tuple[int, int]) -> None:
-        self._step = int(np.ceil(np.sqrt(max(1.0, 4 * count * shape[0] * shape[1] / MAX_BYTES))))
-        height, width = (-(-side // self._step) for side in shape)
+        reduction = np.sqrt(max(1.0, 4 * count * shape[0] * shape[1] / MAX_BYTES))
+        height, width = (max(1, int(side / reduction)) for side in shape)
         data = np.full((count, height, width), np.nan, np.float32)
         where = placed((height, width), self._size or shape, self._time_step)
         options = {**where, "colormap": "Spectral", "axis_labels": FRAME_AXES, "metadata": {KIND: "frames"}}
         self._layer = self._viewer.add_image(data, name=LAYER_NAME, contrast_limits=(0, 1), multiscale=False, **options)
+
+
+def _resampled(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """(h, w) pixels picked from a map (H, W)."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, values.shape, strict=True))
+    return np.asarray(values[np.ix_(rows, columns)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,6 +187,8 @@ def test_preview_is_one_layer_written_in_place(model):
     limits = model.layers[0].contrast_limits
     preview.update(Progress("depth", 4, 4, FramePreview(3, np.full((6, 8), 50, np.float32))))
     assert model.layers[0].contrast_limits == limits, "colours flicker"
+    preview.update(Progress("sweep", 1, 4, FramePreview(0, np.full((3, 4), 9, np.float32))))
+    assert np.all(model.layers[0].data[0] == 9), "other stages work at other sizes"
     preview.remove()
     assert not model.layers
 
