@@ -32,7 +32,7 @@ STAGES = {
     "align": "aligning depth",
     "refine": "matching views",
     "sweep": "matching views",
-    "merge": "merging depth",
+    "between": "filling between views",
     "fuse": "fusing the cloud",
     "write": "writing files",
 }

@@ -89,6 +89,16 @@ def test_no_qt_binding_is_imported():
         )
 
 
+def test_launch_without_a_display_is_one_line(monkeypatch):
+    from marigold3d.napari_plugin import launch
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(UsageError, match="cannot open a window"):
+        launch(None)
+
+
 # -- readers -----------------------------------------------------------------------------------------------------------
 
 
