@@ -20,6 +20,7 @@ Determined = Literal["scale and shift", "scale only"]
 UNSTATED_SIGMA = 0.02  # relative standard deviation of cues that come without one
 MIN_SPAN = 0.05  # cues that span less of the map's 2-98 % range leave the shift open
 TUKEY = 4.685  # 95 % efficiency on Gaussian residuals (Holland & Welsch 1977)
+LEAST_SPREAD = 0.01  # of a cue's own sigma: residuals this small are rounding, and never tell good cues from bad
 FAR_FACTOR = 20.0  # depth beyond this multiple of the farthest cue is not trusted (sky, disparity near zero)
 
 
@@ -75,7 +76,8 @@ def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True
     start = _ransac(v, y, sigma_y, relative.domain) if robust else None
     fits = [_solve(v, y, sigma_y, start, relative.domain, robust)] if _span(relative, v) >= MIN_SPAN else []
     if not fits or not _usable(fits[0], v, relative.domain):
-        fits = [_solve(v, y, sigma_y, None, relative.domain, robust, scale_only=True)]
+        offset = _offset(relative, v)
+        fits = [_shifted(_solve(v + offset, y, sigma_y, None, relative.domain, robust, scale_only=True), offset)]
     (scale, shift), covariance, weights, determined = fits[0]
     z = np.asarray(cues.depth)[used]
     residual = (scale * v + shift - y) / np.abs(dy_dz(z, relative.domain)) / z
@@ -146,6 +148,27 @@ def _span(relative: RelativeDepth, v: Array) -> float:
     return float((cue_high - cue_low) / max(high - low, 1e-12))
 
 
+def _offset(relative: RelativeDepth, v: Array) -> float:
+    """What to add to a network's values so that a pure factor can make depths of them; 0 where they are positive already.
+
+    Otherwise the largest value becomes eight times the smallest: the same guess as for a frame nothing is known about.
+    """
+    if relative.domain == "log_depth" or v.min() > 0:
+        return 0.0
+    low, high = np.nanpercentile(relative.values[::4, ::4], (2, 98))
+    low, high = min(float(low), v.min()), max(float(high), v.max())
+    return float((high - low) / 7 - low) if high > low else 1.0 - float(low)
+
+
+def _shifted(solution: _Solution, offset: float) -> _Solution:
+    """A scale-only solution for values v + offset, as one for v."""
+    (scale, shift), covariance, weights, determined = solution
+    if offset == 0:
+        return solution
+    turn = np.array([[1.0, 0.0], [offset, 1.0]])
+    return (scale, shift + scale * offset), turn @ covariance @ turn.T, weights, determined
+
+
 def _usable(solution: _Solution, v: Array, domain: Domain) -> bool:
     (scale, shift), covariance, _, _ = solution
     if scale <= 0 or np.sqrt(covariance[0, 0]) > 0.5 * scale:
@@ -168,12 +191,12 @@ def _solve(
     for _ in range(20 if robust else 1):
         if theta is not None:
             r = (theta[0] * v + theta[1] - y) / sigma
-            weights = _tukey(r / max(_mad(r), 1e-9))
+            weights = _tukey(r / max(_mad(r), LEAST_SPREAD))
         previous, theta = theta, _weighted(v, y, weights / sigma**2, domain, scale_only)
         if previous is not None and np.allclose(previous, theta, rtol=1e-7, atol=1e-12):
             break
     r = (theta[0] * v + theta[1] - y) / sigma  # type: ignore[index]
-    spread = max(_mad(r), 1e-9) if robust else float(np.sqrt(np.mean(r**2)))
+    spread = max(_mad(r) if robust else float(np.sqrt(np.mean(r**2))), LEAST_SPREAD)
     covariance = _covariance(v, weights / (sigma * spread) ** 2, domain, scale_only)
     return theta, covariance, weights, "scale only" if scale_only else "scale and shift"  # type: ignore[return-value]
 
@@ -206,7 +229,7 @@ def _ransac(v: Array, y: Array, sigma: Array, domain: Domain, trials: int = 300)
     i, j = rng.integers(len(v), size=(2, trials))
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = (y[i] - y[j]) / (v[i] - v[j])  # (trials,)
-    shift = y[i] - scale * v[i]
+        shift = y[i] - scale * v[i]
     good = np.isfinite(scale) & (scale > 0)
     if not good.any():
         return None
