@@ -13,6 +13,7 @@ from ..config import AlignConfig
 from ..errors import GeometryError
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
+from .affine import sample
 from .frame import fit_frame
 from .neighbours import carried_cues
 
@@ -59,6 +60,7 @@ class AlignmentReport:
 
     own_cues: int = 0
     from_neighbours: int = 0
+    not_aligned: int = 0
     scale_only: int = 0
     affine: HeldOut = field(default_factory=HeldOut)
     aligned: HeldOut = field(default_factory=HeldOut)
@@ -67,6 +69,7 @@ class AlignmentReport:
         return {
             "frames_aligned_to_points": self.own_cues,
             "frames_aligned_to_neighbours": self.from_neighbours,
+            "frames_not_aligned": self.not_aligned,
             "frames_with_scale_only": self.scale_only,
             "held_out_affine": self.affine.report(),
             "held_out": self.aligned.report(),
@@ -91,7 +94,8 @@ def align_clip(
     """Align every posed frame. `relative(position)` reads, `store(position, depth)` writes, `stored` reads back.
 
     posed (T,) bool and T_world_camera (T, 4, 4) are over all used frames. Without a `source` of points the first frame
-    sets an arbitrary scale and the others follow it. Raises GeometryError when nothing can be aligned.
+    sets an arbitrary scale and the others follow it. A frame that shares nothing with its neighbours, or has no depth of
+    its own, is stored without valid depth. Raises GeometryError when nothing can be aligned.
     """
     report = AlignmentReport()
     positions = np.flatnonzero(posed)
@@ -116,18 +120,33 @@ def align_clip(
     for position in _nearest_first(positions, done):
         reference = min(done, key=lambda p: abs(p - position)) if source is not None else int(positions[0])
         poses = T_world_camera[reference], T_world_camera[position]
-        cues = carried_cues(stored(reference), *poses, camera)
-        raw = relative(position)
-        depth = fit_frame(raw, cues, field=config.field, columns=config.field_columns).apply(raw)
+        depth = _align_to_cues(relative(position), carried_cues(stored(reference), *poses, camera), config)
         store(position, depth)
-        report.from_neighbours += 1
-        done.append(position)
-        yield Progress("align", len(done), len(positions), FramePreview(position, depth.depth))
+        if depth.valid.any():
+            report.from_neighbours += 1
+            done.append(position)
+        else:
+            report.not_aligned += 1
+        yield Progress("align", len(done) + report.not_aligned, len(positions), FramePreview(position, depth.depth))
     return report
 
 
+def _align_to_cues(relative: RelativeDepth, cues: SparseCues, config: AlignConfig) -> DepthMap:
+    """The frame aligned to cues from a neighbour; nowhere valid when no cue falls on it."""
+    try:
+        return fit_frame(relative, cues, field=config.field, columns=config.field_columns).apply(relative)
+    except GeometryError:
+        nowhere = np.zeros_like(relative.values)
+        return DepthMap(nowhere, nowhere > 0, nowhere)
+
+
 def reference_depth(relative: RelativeDepth) -> DepthMap:
-    """Depth of a frame that nothing is known about: median 1, and where the domain leaves the shift open, far : near = 8."""
+    """Depth of a frame that nothing is known about: median 1, and where the domain leaves the shift open, far : near = 8.
+
+    Raises GeometryError when the frame has no depth at all.
+    """
+    if not np.isfinite(relative.values).any():
+        raise GeometryError("the first frame has no depth, so nothing sets the scene's scale: start later with --start")
     low, high = np.nanpercentile(relative.values, (2, 98))
     unit = (relative.values - low) / max(high - low, 1e-12)
     if relative.domain == "disparity":
@@ -150,6 +169,8 @@ def _align_to_points(
     report: AlignmentReport,
 ) -> DepthMap | None:
     """The frame aligned to its own points, held-out ones measured; None when it sees too few."""
+    on_depth = np.isfinite(sample(relative.values, cues.uv))
+    cues, ids = cues.select(on_depth), ids[on_depth]
     test = held[ids]
     if (~test).sum() < config.min_cues:
         return None
