@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,9 @@ from marigold3d.errors import Marigold3DError, UsageError
 from marigold3d.progress import Progress, Steps
 
 from ._layers import run_layers, show_frames, show_scene
-from ._preview import DepthPreview, Failed, throttled
+from ._preview import DepthPreview, Failed
 from ._reader import VIDEO_SUFFIXES, read_run, read_video
+from ._worker import PipelineWorker
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -47,11 +46,8 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
     def __init__(self, viewer: napari.viewer.Viewer, pipeline: Pipeline | None = None) -> None:
         self._viewer, self._pipeline = viewer, pipeline
         self._preview = DepthPreview(viewer)
-        self._worker: Any = None
-        self._steps: Steps[Run | Failed] | None = None
+        self._worker = PipelineWorker(self._on_progress, self._on_result, self._on_stopped)
         self._bar: Any = None
-        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._handling = False
         self._make_widgets()
         settings = [self.clip, self.model, self.fov, self.stride, self.output, self.overwrite]
         super().__init__(widgets=[*settings, self.run_button, self.stop_button, self.view, self.status])
@@ -107,60 +103,29 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
     # -- running ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Start the reconstruction in a worker thread; errors in the settings become a notification at once."""
-        from napari.qt.threading import create_worker
-
-        if self._worker is not None:
+        """Start the reconstruction in a thread; errors in the settings become a notification at once."""
+        if self.running:
             return
         try:
             clip, folder, config = self._clip_path(), self.run_folder(), self.config()
         except Marigold3DError as error:
             self._fail(error)
             return
-        pipeline, overwrite = self._pipeline or _default_pipeline(), self.overwrite.value
-        self._steps = steps = throttled(pipeline(clip, folder, config, overwrite=overwrite))
-
-        def work() -> Steps[Run | Failed]:
-            return (yield from steps)
-
-        slots: dict[str, Callable[..., None]] = {
-            "yielded": self._on_progress,
-            "returned": self._on_result,
-            "aborted": self._on_stopped,
-        }
-        connect = {signal: partial(self._receive, slot) for signal, slot in slots.items()}
-        self._worker = create_worker(work, _connect=connect, _start_thread=False)
+        pipeline = self._pipeline or _default_pipeline()
         self._preview.place(self._open_size(clip), config.video.stride)
         self._set_running(True, "starting")
-        self._worker.start()
+        self._worker.start(pipeline(clip, folder, config, overwrite=self.overwrite.value))
 
     def stop(self) -> None:
-        """Ask the worker to end after the step it is in; what is finished is kept and resumed by the next run."""
-        if self._worker is not None:
+        """Ask the pipeline to end after the step it is in; what is finished is kept and resumed by the next run."""
+        if self.running:
             self.stop_button.enabled = False
             self.status.value = "stopping ..."
-            self._worker.quit()
+            self._worker.stop()
 
     @property
     def running(self) -> bool:
-        return self._worker is not None
-
-    def _receive(self, slot: Callable[..., None], *message: Any) -> None:
-        """Handle the worker's messages one after another.
-
-        A new bar in the activity dock lets Qt deliver further messages before it returns, so slots would run inside one
-        another and the last one finish first.
-        """
-        self._inbox.append((slot, message))
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._inbox:
-                slot, message = self._inbox.popleft()
-                slot(*message)
-        finally:
-            self._handling = False
+        return self._worker.running
 
     def _on_progress(self, progress: Progress) -> None:
         total = f"/{progress.total}" if progress.total else ""
@@ -182,12 +147,9 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         self.status.value = f"done: {result.path.name}"
 
     def _on_stopped(self) -> None:
-        if self._steps is not None:
-            self._steps.close()
         self._end("stopped; Run continues where it was")
 
     def _end(self, message: str) -> None:
-        self._worker = self._steps = None
         self._close_bar()
         self._set_running(False, message)
 
