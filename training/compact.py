@@ -39,7 +39,7 @@ class Recipe:
     weight_decay: float = 0.02
     warm_up_steps: int = 100
     ema_decay: float = 0.998
-    first_shards: int = 40  # ready before the first step
+    first_shards: int = 30  # ready before the first step
     steps_a_shard: int = 16  # then one more shard each so many steps
     shards: int = 160
     seed: int = 0
