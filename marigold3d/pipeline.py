@@ -30,6 +30,7 @@ from .stages import (
     fingerprint,
     fuse_cloud,
     look_at_clip,
+    refine_depth,
     write_products,
 )
 from .store import Run
@@ -75,8 +76,9 @@ def reconstruct_steps(
         relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
         run.end_stage("depth")
         aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative))
-        cloud = (yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, aligned))) if config.fuse else None
-        yield from _timed(job, "write", write_products(job, scan, cameras, aligned, cloud))
+        depth = yield from _timed(job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device))
+        cloud = (yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth))) if config.fuse else None
+        yield from _timed(job, "write", write_products(job, scan, cameras, depth, cloud))
     except BaseException:
         run.give_up()
         raise

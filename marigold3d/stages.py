@@ -22,6 +22,15 @@ from .export.depth_maps import DepthEncoding, write_depth_png, write_encoding
 from .export.ply import write_ply
 from .export.trajectories import write_tum
 from .fusion.fuse import FAR_RATIO, FusionInput, FusionReport, fuse, median_depth
+from .multiview.refine import (
+    DepthAccess,
+    Keyframes,
+    has_parallax,
+    merge_keyframes,
+    refine_between,
+    sweep_keyframes,
+    sweep_size,
+)
 from .poses.camera_files import read_camera
 from .poses.files import read_poses
 from .poses.sparse import SparseModel, complete_poses
@@ -204,7 +213,14 @@ def _from_file(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> St
     file = job.config.poses.file
     if file is None:
         raise UsageError("poses from a file need the file: --poses FILE")
-    found = read_poses(file, scan.timestamps_s, scan.indices, source_frame_count=job.video.info.frame_count)
+    names = job.video.names
+    found = read_poses(
+        file,
+        scan.timestamps_s,
+        scan.indices,
+        source_frame_count=job.video.info.frame_count,
+        frame_names=None if names is None else [names[i] for i in scan.indices],
+    )
     camera = known[0] if known else None
     if camera is None and found.intrinsics is not None:
         camera = found.intrinsics.scaled_to(*scan.image_size)
@@ -299,8 +315,8 @@ class DepthStore:
     sigma: FrameArray
 
     @classmethod
-    def open(cls, run: Run, name: str, scan: Scan) -> DepthStore:
-        w, h = scan.image_size
+    def open(cls, run: Run, name: str, scan: Scan, size: tuple[int, int] | None = None) -> DepthStore:
+        w, h = size or scan.image_size
         shape = (len(scan), h, w)
         return cls(run.frames_array(name, shape, fresh=True), run.frames_array(f"{name}_sigma", shape, fresh=True))
 
@@ -332,6 +348,32 @@ def align_depth(job: Job, scan: Scan, cameras: Cameras, relative: RelativeStore)
     if report.aligned.count and report.aligned.relative / report.aligned.count > 0.3:
         job.warn("held-out points disagree with the aligned depth by more than 30 %: do not measure in this scene")
     return store
+
+
+# -- refinement -------------------------------------------------------------------------------------------------------
+
+
+def refine_depth(job: Job, scan: Scan, cameras: Cameras, aligned: DepthStore, device: str) -> Steps[DepthStore]:
+    """Depth sharpened by matching views; the aligned depth itself where that is off or the clip has no parallax."""
+    config = job.config.refine
+    if not config.enabled or cameras.model is None:
+        return aligned
+    views = fusion_views(scan, cameras, aligned)
+    keys = Keyframes(views.positions, views.T_world_camera, cameras.intrinsics, median_depth(views))
+    if not has_parallax(keys, config.neighbours):
+        job.warn("refinement skipped: the keyframes have too little parallax to be matched")
+        return aligned
+    refined = DepthStore.open(job.run, "refined", scan)
+    swept = DepthStore.open(job.run, "swept", scan, sweep_size(cameras.intrinsics, config.max_side))
+    depths = DepthAccess(aligned.get, swept.get, swept.put, refined.put)
+    images = (rgb for _, rgb in frames_at(job.video, keys.positions.tolist(), job.config.video.max_side))
+    yield from sweep_keyframes(keys, images, depths, config, device)
+    share = yield from merge_keyframes(keys, depths, config)
+    between = np.setdiff1d(np.flatnonzero(cameras.posed), keys.positions)
+    yield from refine_between(between, cameras.T_world_camera, keys, depths, refined.get)
+    errors = held_out_error(keys, refined.get, cameras.model, job.config.align.held_out)
+    job.report["refinement"] = {"share_from_views": round(share, 4), "held_out": errors}
+    return refined
 
 
 # -- fusion and products ----------------------------------------------------------------------------------------------

@@ -103,3 +103,18 @@ def _sigma(depth: DepthMap) -> NDArray[np.float32]:
     """Sigma with a floor of half a per cent, so that no pixel outvotes all others; 5 % where the map has none."""
     share = 0.05 * depth.depth if depth.sigma is None else depth.sigma
     return np.maximum(share, 0.005 * np.maximum(depth.depth, 1e-6)).astype(np.float32)
+
+
+def stereo_neighbours(T_world_camera: Array, index: int, depth: float, count: int) -> list[int]:
+    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines of 3 to 30 % of the depth, views within 30 degrees.
+
+    They are spread over the baselines: short ones match surely, long ones measure finely.
+    """
+    offset = np.linalg.norm(T_world_camera[:, :3, 3] - T_world_camera[index, :3, 3], axis=1)
+    facing = T_world_camera[:, :3, 2] @ T_world_camera[index, :3, 2]
+    fit = (facing > np.cos(np.radians(30))) & (offset > 0.03 * depth) & (offset < 0.3 * depth)
+    candidates = np.flatnonzero(fit)
+    candidates = candidates[np.argsort(offset[candidates])]
+    if len(candidates) > count:
+        candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, count).round().astype(int))]
+    return candidates.tolist()  # type: ignore[no-any-return]
