@@ -157,7 +157,7 @@ def test_rate_warms_up_then_falls() -> None:
 
 @pytest.mark.slow
 def test_training_lowers_the_loss_and_resumes_exactly(tmp_path: Path) -> None:
-    recipe = compact.Recipe(steps=24, batch=4, height=64, width=96, first_shards=1, shards=1, warm_up_steps=5)
+    recipe = compact.Recipe(steps=24, batch=4, sizes=((96, 64),), first_shards=1, shards=1, warm_up_steps=5)
     from safetensors.torch import save_file
 
     save_file(pool.render_shard(0, 0, count=4), pool.shard_path(tmp_path, 0))

@@ -60,7 +60,7 @@ def crop_and_flip(rgb: Tensor, log_depth: Tensor, size: tuple[int, int], rng: to
     The pixels are averaged (antialiased) and depth takes the nearest, so that no depth lies between two surfaces.
     """
     height, width = rgb.shape[-2:]
-    share = math.sqrt(float(torch.rand((), generator=rng)) * 0.75 + 0.25)
+    share = math.sqrt(float(torch.rand((), generator=rng)) * 0.65 + 0.35)
     aspect = math.exp((float(torch.rand((), generator=rng)) - 0.5) * 0.4)
     rows, columns = min(height, int(height * share / aspect)), min(width, int(width * share * aspect))
     top = int(torch.randint(height - rows + 1, (), generator=rng))

@@ -1,6 +1,6 @@
 """Train the embedded `compact` network on procedural scenes.
 
-    python -m training.compact --minutes 60 --out DIR [--seed 0] [--resume] [--start FILE] [--size 160x120]
+    python -m training.compact --minutes 60 --out DIR [--seed 0] [--resume] [--start FILE] [--sizes 160x120 …]
 
 Scenes are rendered into DIR/pool by a process of their own while the network trains on those that are there; step k
 uses the first `ready(k)` shards, so that a resumed run sees what an uninterrupted one would have. DIR gets state.pt,
@@ -32,8 +32,7 @@ class Recipe:
     steps: int = 6000
     minutes: float = math.inf  # of wall clock; the schedule ends with steps or minutes, whichever end first
     batch: int = 16
-    height: int = 120
-    width: int = 160
+    sizes: tuple[tuple[int, int], ...] = ((160, 120), (192, 144), (224, 168))  # (width, height), one of them each step
     rate: float = 1e-3  # decoder
     encoder_rate: float = 2e-4
     weight_decay: float = 0.02
@@ -111,9 +110,8 @@ class Training:
         """One step; returns its loss."""
         recipe, began = self.recipe, time.monotonic()
         shards.up_to(ready(recipe, self.step))
-        rgb, log_depth = augment.crop_and_flip(
-            *shards.batch(recipe.batch, self.rng), (recipe.height, recipe.width), self.rng
-        )
+        width, height = recipe.sizes[int(torch.randint(len(recipe.sizes), (), generator=self.rng))]
+        rgb, log_depth = augment.crop_and_flip(*shards.batch(recipe.batch, self.rng), (height, width), self.rng)
         rgb = augment.photograph(rgb, self.rng).contiguous(memory_format=torch.channels_last)
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * learning_rate(recipe, self.step, self.elapsed_s)
@@ -184,10 +182,9 @@ def held_out_error(weights: dict[str, Tensor], shard: dict[str, Tensor], recipe:
     network = CompactNetwork().to(memory_format=torch.channels_last)
     network.load_state_dict(weights)
     network.eval().requires_grad_(False)
-    rgb = nn.functional.interpolate(shard["rgb"].float() / 255, size=(recipe.height, recipe.width), mode="area")
-    log_depth = nn.functional.interpolate(
-        shard["log_depth"].float(), size=(recipe.height, recipe.width), mode="nearest-exact"
-    )
+    size = recipe.sizes[0][::-1]
+    rgb = nn.functional.interpolate(shard["rgb"].float() / 255, size=size, mode="area")
+    log_depth = nn.functional.interpolate(shard["log_depth"].float(), size=size, mode="nearest-exact")
     total = 0.0
     for part, truth in zip(rgb.split(16), log_depth.split(16), strict=True):
         weight = losses.weights(truth)
@@ -246,7 +243,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="length of the cosine")
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--shards", type=int, default=Recipe.shards)
-    parser.add_argument("--size", default="160x120", help="training pixels, WIDTHxHEIGHT")
+    parser.add_argument("--sizes", nargs="+", default=["160x120", "192x144", "224x168"], help="WIDTHxHEIGHT, px")
     parser.add_argument("--rate", type=float, default=Recipe.rate)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="continue from state.pt")
@@ -254,15 +251,14 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, help="folder of rendered shards, instead of OUT/pool")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    width, height = (int(n) for n in args.size.split("x"))
+    sizes = tuple((int(width), int(height)) for width, height in (size.split("x") for size in args.sizes))
     recipe = Recipe(
         steps=args.steps,
         minutes=args.minutes,
         batch=args.batch,
         shards=args.shards,
         seed=args.seed,
-        width=width,
-        height=height,
+        sizes=sizes,
         rate=args.rate,
         encoder_rate=args.rate / 5,
     )
