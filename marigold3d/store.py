@@ -5,7 +5,7 @@
     RUN/trajectory.txt    TUM, camera to world
     RUN/depth/NNNNNN.png  uint16, NNNNNN the source frame's index; depth/encoding.json says how to read it
     RUN/cloud.ply
-    RUN/cache/            arrays.zarr (relative depth, aligned depth, sigma) and <stage>.npz: what an interrupted run resumes from
+    RUN/cache/            what an interrupted run resumes from: arrays.zarr (relative and aligned depth), <stage>.npz
 
 Every write is atomic. A stage's results carry the digest of everything they depend on; they are reused under the same
 digest only.
@@ -13,6 +13,7 @@ digest only.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import atomic_path, writable_folder
+from .atomic import atomic_path, output_error, writable_folder
 from .errors import InputError, OutputError
 from .export.depth_maps import DepthEncoding, read_depth_png, read_encoding
 from .export.ply import read_ply
@@ -31,6 +32,10 @@ from .poses.files import read_tum
 from .types import DepthMap, Intrinsics, PointCloud, Trajectory
 
 FORMAT_VERSION = 1
+
+
+class DamagedRunError(InputError):
+    """A run's manifest cannot be read."""
 
 
 class Run:
@@ -53,7 +58,7 @@ class Run:
             manifest = json.loads(file.read_text())
             version = int(manifest["format_version"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error}); run again with --overwrite") from None
+            raise DamagedRunError(f"{file} is damaged ({error}); run again with --overwrite") from None
         if version > FORMAT_VERSION:
             raise InputError(f"{path} was written by a newer marigold3d (format {version}): upgrade to read it")
         return cls(Path(path), manifest)
@@ -67,23 +72,38 @@ class Run:
         path = Path(path)
         before: dict[str, Any] = {}
         if (path / "run.json").is_file():
-            before = cls.open(path).manifest
+            before = cls._manifest_before(path, overwrite)
             if before.get("status") == "finished" and not overwrite:
                 raise OutputError(f"{path} holds a finished run: choose another folder with -o, or pass --overwrite")
         elif path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise OutputError(f"{path} exists and is not a run folder: choose another with -o")
         writable_folder(path)
         run = cls(path, {}, before)
-        run.update(
-            format_version=FORMAT_VERSION,
-            status="running",
-            clip=clip,
-            settings=dict(settings),
-            stages=copy.deepcopy(before.get("stages", {})),
-            seconds={} if before.get("status") == "finished" else dict(before.get("seconds", {})),
-            report={},
-        )
+        try:
+            run.update(
+                format_version=FORMAT_VERSION,
+                status="running",
+                clip=clip,
+                settings=dict(settings),
+                stages=copy.deepcopy(before.get("stages", {})),
+                seconds={} if before.get("status") == "finished" else dict(before.get("seconds", {})),
+                report={},
+            )
+        except OutputError:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # goes only when nothing is in it
+            raise
         return run
+
+    @classmethod
+    def _manifest_before(cls, path: Path, overwrite: bool) -> dict[str, Any]:
+        """The manifest that is there; with `overwrite`, a damaged one counts as none."""
+        try:
+            return cls.open(path).manifest
+        except DamagedRunError:
+            if not overwrite:
+                raise
+            return {}
 
     def give_up(self) -> None:
         """After an error: a finished run that was to be replaced is restored, one with nothing worth keeping removed.
@@ -91,7 +111,7 @@ class Run:
         Estimated depth is worth keeping; only files this class writes are touched.
         """
         if self._before.get("status") == "finished":
-            self.manifest = self._before
+            self.manifest = {**self._before, "stages": self.manifest["stages"]}  # the cache is as the stages left it
             self.update()
         elif (self.cache / "arrays.zarr").exists():
             self.update(status="interrupted")
@@ -169,9 +189,13 @@ class Run:
 
     def camera(self) -> Intrinsics:
         """Intrinsics of the depth maps."""
-        entry = json.loads((self.path / "camera.json").read_text())
-        numbers = {name: entry[name] for name in ("fx", "fy", "cx", "cy", "width", "height")}
-        return Intrinsics(**numbers, distortion=tuple(entry["distortion"]) if entry.get("distortion") else None)
+        file = self.path / "camera.json"
+        try:
+            entry = json.loads(file.read_text())
+            numbers = {name: entry[name] for name in ("fx", "fy", "cx", "cy", "width", "height")}
+            return Intrinsics(**numbers, distortion=tuple(entry["distortion"]) if entry.get("distortion") else None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is missing or damaged ({error!r}): run again with --overwrite") from None
 
     def trajectory(self) -> Trajectory:
         return read_tum(self.path / "trajectory.txt")
@@ -187,12 +211,15 @@ class FrameArray:
         import zarr
 
         self._folder = path
+        layout = {"shape": shape, "chunks": (1, *shape[1:]), "dtype": "float32", "fill_value": float("nan")}
         usable = mode == "a" and (path / "zarr.json").is_file()
-        self._array = zarr.open_array(path, mode="r+") if usable else None
-        if self._array is None or self._array.shape != shape:
-            self._array = zarr.create_array(
-                path, shape=shape, chunks=(1, *shape[1:]), dtype="float32", fill_value=float("nan"), overwrite=True
-            )
+        try:
+            with zarr.config.set({"array.write_empty_chunks": True}):  # else a frame of NaN would not count as written
+                self._array = zarr.open_array(path, mode="r+") if usable else None
+                if self._array is None or self._array.shape != shape:
+                    self._array = zarr.create_array(path, **layout, overwrite=True)
+        except OSError as error:
+            raise output_error(path, error) from error
 
     def __contains__(self, position: int) -> bool:
         return (self._folder / "c" / str(position) / "0" / "0").is_file()
@@ -202,4 +229,7 @@ class FrameArray:
         return frame
 
     def __setitem__(self, position: int, frame: NDArray[np.float32]) -> None:
-        self._array[position] = frame  # type: ignore[index]
+        try:
+            self._array[position] = frame  # type: ignore[index]
+        except OSError as error:
+            raise output_error(self._folder, error) from error
