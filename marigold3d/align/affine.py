@@ -1,7 +1,7 @@
 """Scale and shift that carry a network's relative depth onto known depths, solved in the network's own domain.
 
-y(z) = scale * v + shift, with y = z, 1/z or log z for affine-invariant depth, disparity or log depth. Fitting a disparity
-network in depth instead is several times worse, so the domain is taken from the estimator's tag.
+y(z) = scale * v + shift, with y = z, 1/z or log z for affine-invariant depth, disparity or log depth. Fitting a
+disparity network in depth instead is several times worse, so the domain is taken from the estimator's tag.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FAR_FACTOR = 20.0  # depth beyond this multiple of the farthest cue is not trust
 class AffineFit:
     """y = scale * v + shift in `domain`.
 
-    covariance (2, 2) of (scale, shift); residual_sigma: robust standard deviation of the residuals as a share of the depth;
-    inliers (N,) bool, the cues that agree; max_depth: farthest depth the fit is trusted for, scene units.
+    covariance (2, 2) of (scale, shift); residual_sigma: robust standard deviation of the residuals as a share of the
+    depth; inliers (N,) bool, the cues that agree; max_depth: farthest depth the fit is trusted for, scene units.
     """
 
     scale: float
@@ -45,10 +45,11 @@ class AffineFit:
         """z-depth (H, W) of relative values (H, W); NaN where it is not positive or beyond `max_depth`."""
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             z = from_domain(np.float32(self.scale) * values + np.float32(self.shift), self.domain)
-            return np.where(np.isfinite(z) & (z > 0) & (z <= self.max_depth), z, np.nan).astype(np.float32)
+            trusted: FloatImage = np.where(np.isfinite(z) & (z > 0) & (z <= self.max_depth), z, np.nan)
+            return trusted.astype(np.float32)
 
     def apply(self, relative: RelativeDepth) -> DepthMap:
-        """The aligned depth map, with sigma from the fit's residuals, its covariance and the network's own uncertainty."""
+        """The aligned depth map; sigma is from the fit's residuals and covariance and the network's own uncertainty."""
         z = self.depth(relative.values)
         valid = np.isfinite(z)
         return DepthMap(np.where(valid, z, 0), valid, np.where(valid, self._sigma(relative, z), 0).astype(np.float32))
@@ -61,7 +62,8 @@ class AffineFit:
         if relative.uncertainty is not None:
             variance_y = variance_y + (self.scale * relative.uncertainty) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.sqrt(np.maximum(variance_y, 0) / slope**2 + (self.residual_sigma * z) ** 2)
+            variance = np.maximum(variance_y, 0) / slope**2 + (self.residual_sigma * z) ** 2
+            return np.sqrt(variance).astype(np.float32)
 
 
 def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True) -> AffineFit:
@@ -149,7 +151,7 @@ def _span(relative: RelativeDepth, v: Array) -> float:
 
 
 def _offset(relative: RelativeDepth, v: Array) -> float:
-    """What to add to a network's values so that a pure factor can make depths of them; 0 where they are positive already.
+    """What to add to a network's values so that a pure factor makes depths of them; 0 where they are positive already.
 
     Otherwise the largest value becomes eight times the smallest: the same guess as for a frame nothing is known about.
     """

@@ -1,4 +1,4 @@
-"""All frames of a clip: each to the points it sees, frames with too few to their neighbours, a share of the points held out."""
+"""All frames of a clip: each to the points it sees, frames with too few to their neighbours, some points held out."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def align_clip(
     """Align every posed frame. `relative(position)` reads, `store(position, depth)` writes, `stored` reads back.
 
     posed (T,) bool and T_world_camera (T, 4, 4) are over all used frames. Without a `source` of points the first frame
-    sets an arbitrary scale and the others follow it. A frame that shares nothing with its neighbours, or has no depth of
-    its own, is stored without valid depth. Raises GeometryError when nothing can be aligned.
+    sets an arbitrary scale and the others follow it. A frame that shares nothing with its neighbours, or has no depth
+    of its own, is stored without valid depth. Raises GeometryError when nothing can be aligned.
     """
     report = AlignmentReport()
     positions = np.flatnonzero(posed)
@@ -141,7 +141,7 @@ def _align_to_cues(relative: RelativeDepth, cues: SparseCues, config: AlignConfi
 
 
 def reference_depth(relative: RelativeDepth) -> DepthMap:
-    """Depth of a frame that nothing is known about: median 1, and where the domain leaves the shift open, far : near = 8.
+    """Depth of a frame nothing is known about: median 1, and far : near = 8 where the domain leaves the shift open.
 
     Raises GeometryError when the frame has no depth at all.
     """
@@ -157,7 +157,7 @@ def reference_depth(relative: RelativeDepth) -> DepthMap:
         z = np.exp(relative.values) if relative.domain == "log_depth" else relative.values
     valid = np.isfinite(z) & (z > 0)
     z = np.where(valid, z / np.median(z[valid]), 0).astype(np.float32)
-    return DepthMap(z, valid, 0.2 * z)
+    return DepthMap(z, valid, np.float32(0.2) * z)
 
 
 def _align_to_points(

@@ -75,7 +75,8 @@ def fit_field(uv: Array, log_ratio: Array, sigma: Array, width: int, height: int
 def _hat(x: Array, nodes: int) -> Array:
     """(N, nodes) linear interpolation weights of positions x in [0, 1]."""
     position = np.clip(x, 0, 1) * (nodes - 1)
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(nodes)))
+    weights: Array = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(nodes)))
+    return weights
 
 
 def _basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> Array:
