@@ -1,4 +1,4 @@
-"""A small room with exact truth: ray-cast in numpy from given poses, textured so that features can be found and tracked.
+"""A small room with exact truth: ray-cast in numpy from given poses, textured so that features can be tracked.
 
 The camera stands inside a box, looking along +z at the far wall and a ball in front of it.
 """
@@ -137,7 +137,7 @@ class Oracle:
 
 
 def corrupted(depth: np.ndarray, domain: Domain, seed: int, bend: float = 0.0) -> RelativeDepth:
-    """What a network might say of `depth` (H, W): a random affine map of it in `domain`, its log depth bent smoothly."""
+    """What a network might say of `depth` (H, W): a random affine map in `domain`, the log depth bent smoothly."""
     rng = np.random.default_rng(seed)
     scale, shift = rng.uniform(0.5, 2.0), rng.uniform(-0.3, 0.3)
     z = depth * np.exp(bend * wave(depth.shape))

@@ -1,4 +1,4 @@
-"""Alignment: known scales and shifts come back, outliers do not matter, held-out points stay out, a clip holds together."""
+"""Alignment: known scales and shifts come back, outliers do not matter, held-out points stay out."""
 
 from __future__ import annotations
 
@@ -96,9 +96,8 @@ def test_intervals_cover_the_truth(domain: str) -> None:
     """The 95 % interval of scale and of shift holds the truth in 85 to 100 % of 200 trials, and is not idly wide."""
     z = scene_depth()
     relative = network_view(z, domain, 0.8, 0.1)
-    trials = [
-        fit_affine(relative, cues_of(z, np.random.default_rng(s), 80, noise=0.03, sigma=0.03)) for s in range(200)
-    ]
+    cues = [cues_of(z, np.random.default_rng(s), 80, noise=0.03, sigma=0.03) for s in range(200)]
+    trials = [fit_affine(relative, c) for c in cues]
     errors = np.array([(f.scale - 0.8, f.shift - 0.1) for f in trials])
     claimed = np.array([np.sqrt(np.diag(f.covariance)) for f in trials])
     covered = (np.abs(errors) < 1.96 * claimed).mean(0)
@@ -212,6 +211,7 @@ def test_the_order_of_cues_is_nothing(seed: int) -> None:
     np.testing.assert_array_equal(a.inliers[order], b.inliers)
 
 
+@settings(deadline=None)
 @given(z=st.floats(1e-3, 1e4), domain=st.sampled_from(DOMAINS))
 def test_domains_are_bijective(z: float, domain: str) -> None:
     there = to_domain(np.array([z]), domain)  # type: ignore[arg-type]
@@ -433,6 +433,7 @@ def test_a_static_clip_keeps_one_scale(domain: str) -> None:
         np.testing.assert_allclose(kept[p].depth, kept[0].depth, rtol=5e-3)
 
 
+@settings(deadline=None)
 @given(seed=seeds, domain=st.sampled_from(DOMAINS), low=st.floats(0.01, 5), span=st.floats(0.01, 5))
 def test_reference_depth_keeps_the_order(seed: int, domain: str, low: float, span: float) -> None:
     values = np.random.default_rng(seed).uniform(low, low + span, (8, 9)).astype(np.float32)

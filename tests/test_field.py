@@ -75,6 +75,7 @@ def test_more_cues_mean_less_sigma(rng: np.random.Generator) -> None:
     assert sigmas[0] > 1.3 * sigmas[1] > 1.5 * sigmas[2]
 
 
+@settings(deadline=None)
 @given(u=st.floats(0, WIDTH), v=st.floats(0, HEIGHT), shape=st.tuples(st.integers(2, 9), st.integers(2, 12)))
 def test_partition_of_unity(u: float, v: float, shape: tuple[int, int]) -> None:
     weights = _basis(np.array([[u, v]]), WIDTH, HEIGHT, shape)
@@ -106,6 +107,7 @@ def test_the_order_of_cues_is_nothing(seed: int) -> None:
     np.testing.assert_allclose(a.nodes, b.nodes, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(width=st.integers(2, 4000), height=st.integers(2, 4000), columns=st.integers(2, 40))
 def test_the_grid_covers_the_longer_side_and_has_square_cells(width: int, height: int, columns: int) -> None:
     rows, cols = grid_shape(width, height, columns)
