@@ -12,8 +12,9 @@ import typer
 from . import __version__
 from .errors import InputError, Marigold3DError, UsageError
 
-EXIT_CODES = """Exit codes: 0 finished, 1 defect of marigold3d, 2 usage, 3 unusable input, 4 model missing or damaged, 5 out of memory,
-6 the clip does not determine the geometry, 7 output exists or cannot be written, 130 interrupted (the same command resumes)."""
+EXIT_CODES = """Exit codes: 0 finished, 1 defect of marigold3d, 2 usage, 3 unusable input, 4 model missing or damaged,
+5 out of memory, 6 the clip does not determine the geometry, 7 output exists or cannot be written,
+130 interrupted (the same command resumes)."""
 
 app = typer.Typer(
     name="marigold3d",
@@ -195,7 +196,7 @@ def view(
     if screenshot is None:
         viewer.show(opened)
     else:
-        viewer.screenshot(opened, screenshot, width, height, from_frame=from_frame)
+        viewer.screenshot(opened, screenshot, width=width, height=height, from_frame=from_frame)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from .multiview.refine import (
     DepthAccess,
     Keyframes,
     has_parallax,
+    held_out_error,
     merge_keyframes,
     refine_between,
     sweep_keyframes,
@@ -135,7 +136,7 @@ def known_camera(config: CameraConfig, video: VideoSource, size: tuple[int, int]
     if config.focal_35mm is not None:
         given["--focal-35mm"] = lambda: Intrinsics.from_focal_35mm(config.focal_35mm, w, h)  # type: ignore[arg-type]
     if config.intrinsics is not None:
-        given["--intrinsics"] = lambda: Intrinsics(*config.intrinsics, w, h)  # type: ignore[misc]
+        given["--intrinsics"] = lambda: Intrinsics(*config.intrinsics, w, h)  # type: ignore[misc,call-arg]
     if config.file is not None:
         given[f"--intrinsics {config.file}"] = lambda: read_camera(config.file, w, h)  # type: ignore[arg-type]
     if len(given) > 1:

@@ -32,7 +32,8 @@ Units = Literal["m", "arbitrary"]
 
 FloatImage = NDArray[np.float32]
 BoolImage = NDArray[np.bool_]
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
+"""Numbers in float64 unless said otherwise; float32 is accepted."""
 
 
 def _require(condition: bool | np.bool_, message: str) -> None:

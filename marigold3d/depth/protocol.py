@@ -11,7 +11,7 @@ from ..types import Domain, RelativeDepth
 
 
 class DepthEstimator(Protocol):
-    """Turns RGB frames into relative depth. `domain` tags what its numbers mean, so that alignment fits in that domain."""
+    """Turns RGB frames into relative depth. `domain` tags what its numbers mean: alignment fits in that domain."""
 
     name: str
     domain: Domain

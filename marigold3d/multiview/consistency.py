@@ -39,8 +39,8 @@ class View:
 def compare(view: View, others: Sequence[View], camera: Intrinsics, ratio: float, step: int = 1) -> Verdict:
     """Project every `step`-th pixel of `view` into the others and compare depths.
 
-    Agreement: within `ratio` of the depth, or two joint sigmas, whichever is more. A view contradicts when it sees a surface farther
-    away along the ray; one that sees a nearer surface is merely occluded and says nothing.
+    Agreement: within `ratio` of the depth, or two sigmas, whichever is more. A view contradicts when it sees a surface
+    farther away along the ray; one that sees a nearer surface is merely occluded and says nothing.
     """
     z = view.depth.depth[::step, ::step]
     valid = view.depth.valid[::step, ::step]
@@ -74,7 +74,7 @@ def consistent(verdict: Verdict, views: int, required: int) -> NDArray[np.bool_]
 
 
 def neighbour_positions(T_world_camera: Array, index: int, depth: float, count: int) -> list[int]:
-    """Rows of T_world_camera (N, 4, 4) that see much of what `index` sees, at a spread of baselines up to half the depth.
+    """Rows of T_world_camera (N, 4, 4) that see much of what `index` sees, baselines spread up to half the depth.
 
     Frames that look more than 40 degrees elsewhere are left out.
     """
@@ -106,7 +106,7 @@ def _sigma(depth: DepthMap) -> NDArray[np.float32]:
 
 
 def stereo_neighbours(T_world_camera: Array, index: int, depth: float, count: int) -> list[int]:
-    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines of 3 to 30 % of the depth, views within 30 degrees.
+    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines of 3-30 % of the depth, within 30 degrees.
 
     They are spread over the baselines: short ones match surely, long ones measure finely.
     """

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from ..align.field import fit_field, grid_shape
-from ..types import BoolImage, DepthMap, FloatImage
+from ..types import Array, BoolImage, DepthMap, FloatImage
 
 FIELD_COLUMNS = 24
 FIELD_SAMPLES = 4000
@@ -29,8 +28,8 @@ class Merged:
 def merge(prior: DepthMap, swept: FloatImage, swept_sigma: FloatImage, agreed: BoolImage) -> Merged:
     """Combine the aligned prior with swept depth (H, W), relative sigma (H, W), trusted where `agreed` (H, W).
 
-    1. a fine log-scale field bends the prior to the agreed depths; 2. what is left is carried a few pixels beyond them, so
-    that there is no seam; 3. agreed pixels are averaged with the bent prior by inverse variance.
+    1. A fine log-scale field bends the prior to the agreed depths; 2. what is left is carried a few pixels beyond them,
+    so that there is no seam; 3. agreed pixels are averaged with the bent prior by inverse variance.
     """
     agreed = agreed & prior.valid & (swept > 0)
     if agreed.sum() < MIN_SAMPLES:
@@ -52,8 +51,8 @@ def merge(prior: DepthMap, swept: FloatImage, swept_sigma: FloatImage, agreed: B
 
 
 def _bent(
-    z: NDArray[np.float32], ratio: NDArray[np.float64], sigma: FloatImage, agreed: BoolImage
-) -> tuple[NDArray[np.float64], FloatImage]:
+    z: Array, ratio: Array, sigma: FloatImage, agreed: BoolImage
+) -> tuple[Array, FloatImage]:
     height, width = z.shape
     rows, columns = np.nonzero(agreed)
     pick = np.random.default_rng(0).permutation(len(rows))[:FIELD_SAMPLES]
@@ -65,7 +64,8 @@ def _bent(
     return z * np.exp(field.log_scale()), field.sigma()
 
 
-def _carried(ratio: NDArray[np.float64], sigma: FloatImage, agreed: BoolImage, spread: float) -> NDArray[np.float64]:
+def _carried(ratio: Array, sigma: FloatImage, agreed: BoolImage, spread: float) -> Array:
     """Normalised convolution of the remaining log ratios; large ones belong to other surfaces and are not carried over."""
     weight = np.where(agreed & (np.abs(ratio) < 4 * spread), 1.0 / (1 + (sigma / spread) ** 2), 0.0)
-    return gaussian_filter(weight * ratio, BLEND_PX) / (gaussian_filter(weight, BLEND_PX) + BLEND_HOLD)  # type: ignore[no-any-return]
+    carried: Array = gaussian_filter(weight * ratio, BLEND_PX) / (gaussian_filter(weight, BLEND_PX) + BLEND_HOLD)
+    return carried

@@ -1,5 +1,5 @@
-"""The refinement of a clip: sweep every keyframe, keep what several sweeps agree on, merge it with the prior, and carry it
-to the frames between."""
+"""The refinement of a clip: sweep every keyframe, keep what several sweeps agree on, merge it with the prior, and
+carry it to the frames between."""
 
 from __future__ import annotations
 

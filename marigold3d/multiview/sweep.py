@@ -1,9 +1,9 @@
-"""Plane sweep around an aligned prior: other views decide, the prior says where to look and fills in what has no texture.
+"""Plane sweep around an aligned prior: other views decide; the prior says where to look and fills in.
 
-Hypotheses are factors on the prior's depth, not fronto-parallel planes: matching windows then follow the prior's slants, and
-smoothness between neighbouring pixels means "keep the prior's shape". Two levels: a wide band at half size, so that a poor
-prior is escaped, then a narrow band at full size. Cost: 1 - NCC of 7x7 windows, mean of the better half of the views
-(occlusion); aggregation: semi-global matching (Hirschmueller, PAMI 2008) along four directions.
+Hypotheses are factors on the prior's depth, not fronto-parallel planes: matching windows then follow the prior's
+slants, and smoothness between neighbouring pixels means "keep the prior's shape". Two levels: a wide band at half
+size, so that a poor prior is escaped, then a narrow band at full size. Cost: 1 - NCC of 7x7 windows, mean of the
+better half of the views (occlusion); aggregation: semi-global matching (Hirschmueller, PAMI 2008), four directions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SweepView:
 
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """depth (H, W); sigma (H, W), relative, from the cost's curvature; score (H, W): the NCC that was reached, -1..1."""
+    """depth (H, W); sigma (H, W), relative, from the cost's curvature; score (H, W): the NCC reached, -1..1."""
 
     depth: FloatImage
     sigma: FloatImage
@@ -51,7 +51,7 @@ class SweepResult:
 def sweep(
     view: SweepView, others: Sequence[SweepView], camera: Intrinsics, prior: FloatImage, prior_sigma: float, device: str = "cpu"
 ) -> SweepResult:
-    """Depth of `view` from `others`, around `prior` (H, W) z-depth (positive everywhere) with relative `prior_sigma`."""
+    """Depth of `view` from `others`, around `prior` (H, W), positive everywhere, of relative sigma `prior_sigma`."""
     where = choose_device(device)
     with torch.inference_mode():
         half = camera.scaled_to(camera.width // 2, camera.height // 2)
@@ -161,7 +161,7 @@ def _aggregate(cost: torch.Tensor, gray: torch.Tensor, out: torch.Tensor, revers
 def _refined(
     smooth: torch.Tensor, score: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Best offset with a parabola through its neighbours, the raw score there, and sigma = step * sqrt(noise / curvature)."""
+    """Best offset by a parabola, the raw score there, and sigma = step * sqrt(noise / curvature)."""
     step = offsets[1] - offsets[0]
     k = smooth.argmin(0, keepdim=True).clamp(1, len(offsets) - 2)  # (1, H, W)
     before, here, after = (smooth.gather(0, k + d)[0] for d in (-1, 0, 1))

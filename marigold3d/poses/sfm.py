@@ -1,4 +1,4 @@
-"""Structure from motion over a clip's keyframes with COLMAP's features and its global mapper (GLOMAP, Pan et al., ECCV 2024).
+"""Structure from motion over a clip's keyframes: COLMAP's features, its global mapper (GLOMAP, Pan et al., ECCV 2024).
 
 All keyframes are solved at once: on fast hand-held clips that the incremental mapper breaks into pieces, the global one
 keeps them together. The incremental mapper is the fallback. With poses given, the same matches are only triangulated.
@@ -88,7 +88,9 @@ def _extract(
     shutil.rmtree(workspace, ignore_errors=True)
     writable_folder(workspace / "images")
     size = video.size(FEATURE_SIDE)
-    wanted, batch, names = set(keyframes.tolist()), [], []
+    wanted = set(keyframes.tolist())
+    batch: list[str] = []
+    names: list[str] = []
     for position, frame in enumerate(video.frames(max_side=FEATURE_SIDE)):
         if position not in wanted:
             continue
@@ -241,7 +243,7 @@ def _intrinsics(camera: Any) -> Intrinsics:
     if camera.model_name == "SIMPLE_RADIAL":
         f, cx, cy, k1 = p
         return Intrinsics(f, f, cx, cy, camera.width, camera.height, (k1, 0.0, 0.0, 0.0))
-    return Intrinsics(*p[:4], camera.width, camera.height, tuple(p[4:]) or None)  # PINHOLE or OPENCV
+    return Intrinsics(*p[:4], camera.width, camera.height, tuple(p[4:]) or None)  # type: ignore[call-arg]  # PINHOLE or OPENCV
 
 
 def _require_parallax(model: SparseModel | None, keyframes: int) -> SparseModel:
@@ -254,7 +256,7 @@ def _require_parallax(model: SparseModel | None, keyframes: int) -> SparseModel:
         )
     if np.median(model.sin_angle) < MIN_SINE:
         raise GeometryError(
-            f"the clip shows too little parallax: rays to its points meet at {np.degrees(np.median(model.sin_angle)):.1f} "
-            f"degrees; {remedy}"
+            "the clip shows too little parallax: rays to its points meet at "
+            f"{np.degrees(np.median(model.sin_angle)):.1f} degrees; {remedy}"
         )
     return model

@@ -1,4 +1,4 @@
-"""A sparse reconstruction as plain arrays, the depth cues it gives a frame, and poses for the frames between its keyframes."""
+"""A sparse reconstruction as plain arrays: the depth cues it gives a frame, and poses for the frames between keyframes."""
 
 from __future__ import annotations
 
