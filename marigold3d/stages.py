@@ -421,3 +421,5 @@ def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cl
     write_tum(path / "trajectory.txt", trajectory, cameras.units)
     if cloud is not None:
         write_ply(path / "cloud.ply", cloud)
+    else:
+        (path / "cloud.ply").unlink(missing_ok=True)  # one of a run that was replaced
