@@ -46,7 +46,7 @@ class AffineFit:
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             z = from_domain(np.float32(self.scale) * values + np.float32(self.shift), self.domain)
             trusted: FloatImage = np.where(np.isfinite(z) & (z > 0) & (z <= self.max_depth), z, np.nan)
-            return trusted.astype(np.float32)
+            return np.asarray(trusted, np.float32)
 
     def apply(self, relative: RelativeDepth) -> DepthMap:
         """The aligned depth map; sigma is from the fit's residuals and covariance and the network's own uncertainty."""
@@ -63,7 +63,7 @@ class AffineFit:
             variance_y = variance_y + (self.scale * relative.uncertainty) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             variance = np.maximum(variance_y, 0) / slope**2 + (self.residual_sigma * z) ** 2
-            return np.sqrt(variance).astype(np.float32)
+            return np.asarray(np.sqrt(variance), np.float32)
 
 
 def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True) -> AffineFit:

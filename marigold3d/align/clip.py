@@ -105,6 +105,7 @@ def align_clip(
     if source is None:
         store(int(positions[0]), reference_depth(relative(int(positions[0]))))
         done.append(int(positions[0]))
+        yield Progress("align", 1, len(positions))
     else:
         held = held_out_points(len(source.points), config.held_out)
         for position in positions.tolist():
