@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from .config import RunConfig
-from .errors import Marigold3DError, UsageError
+from .errors import InputError, Marigold3DError, UsageError
 from .pipeline import reconstruct
 
 
@@ -15,11 +16,15 @@ def reconstruct_all(
 ) -> dict[str, Marigold3DError]:
     """Reconstruct every clip of `jobs` (clip -> run folder); the error of each clip that failed.
 
-    Finished runs are skipped unless `overwrite`. workers > 1 takes Ray, which also spreads over machines that share the disk.
+    Finished runs are skipped unless `overwrite`. workers > 1 takes Ray, which also spreads over machines that share
+    the disk. Raises UsageError when two clips want the same folder.
     """
-    todo = {clip: folder for clip, folder in jobs.items() if overwrite or not _finished(folder)}
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, got {workers}")
+    for folder, count in Counter(jobs.values()).items():
+        if count > 1:
+            raise UsageError(f"{count} clips would share the run folder {folder}: give clips of different names")
+    todo = {clip: folder for clip, folder in jobs.items() if overwrite or not _finished(folder)}
     results = _in_turn(todo, config, overwrite) if workers == 1 else _with_ray(todo, config, overwrite, workers)
     return {clip: error for clip, error in results.items() if error is not None}
 
@@ -27,7 +32,10 @@ def reconstruct_all(
 def _finished(folder: Path) -> bool:
     from .store import Run
 
-    return (folder / "run.json").is_file() and Run.open(folder).finished
+    try:
+        return (folder / "run.json").is_file() and Run.open(folder).finished
+    except InputError:  # damaged: the run itself will say so
+        return False
 
 
 def _one(clip: str, folder: Path, config: RunConfig, overwrite: bool) -> Marigold3DError | None:

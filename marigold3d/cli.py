@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import __version__
-from .errors import InputError, Marigold3DError, UsageError
+from .atomic import output_error
+from .errors import InputError, Marigold3DError, OutputError, UsageError
 
 EXIT_CODES = """Exit codes: 0 finished, 1 defect of marigold3d, 2 usage, 3 unusable input, 4 model missing or damaged,
 5 out of memory, 6 the clip does not determine the geometry, 7 output exists or cannot be written,
@@ -30,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
 CAMERA, POSES, ADVANCED = "Camera", "Poses", "Fine tuning"
 
 
@@ -223,7 +226,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a run in another format; the run itself is never changed."""
-    from .export.run import export_run
+    from .export_run import export_run
     from .store import Run
 
     export_run(Run.open(run), form, output, overwrite=overwrite)
@@ -316,7 +319,10 @@ def _print_json(value: Any) -> None:
 def main() -> NoReturn:
     """Entry point: known errors are one line and their exit code, an interrupt is 130, all else keeps its traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer has caught the interrupt and returns its code
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
         print(f"marigold3d: {error.format_message()} (marigold3d --help lists what there is)", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -326,9 +332,14 @@ def main() -> NoReturn:
     except MemoryError:
         print("marigold3d: out of memory: use --max-side 480, --max-frames or a larger --voxel", file=sys.stderr)
         sys.exit(5)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"marigold3d: {output_error(error.filename or 'the output', error)}", file=sys.stderr)
+        sys.exit(OutputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("marigold3d: interrupted; finished frames are kept, the same command resumes", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

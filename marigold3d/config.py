@@ -8,6 +8,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .errors import UsageError
+
+
+def _positive(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} must be positive, got {value}")
+
+
+def _at_least(least: int, **settings: int) -> None:
+    for name, value in settings.items():
+        if not value >= least:
+            raise UsageError(f"{name} must be at least {least}, got {value}")
+
 
 @dataclass(frozen=True)
 class VideoConfig:
@@ -19,6 +33,9 @@ class VideoConfig:
     fps: float | None = None  # resample to about this rate (overrides stride)
     max_frames: int | None = None  # stop after so many frames
     max_side: int = 640  # longest side of depth maps, px; larger frames are reduced
+
+    def __post_init__(self) -> None:
+        _at_least(32, max_side=self.max_side)
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,11 @@ class FusionConfig:
     edge_ratio: float = 0.04  # relative depth step between neighbouring pixels that marks a flying pixel
     consistency_ratio: float = 0.06  # relative disagreement with other views that still counts as agreement
     min_observations: int = 2  # frames that must have seen a voxel
+
+    def __post_init__(self) -> None:
+        _positive(voxel=self.voxel, max_depth=self.max_depth)
+        _positive(edge_ratio=self.edge_ratio, consistency_ratio=self.consistency_ratio)
+        _at_least(1, min_observations=self.min_observations)
 
 
 @dataclass(frozen=True)

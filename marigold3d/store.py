@@ -228,6 +228,10 @@ class FrameArray:
         frame: NDArray[np.float32] = np.asarray(self._array[position])  # type: ignore[index]
         return frame
 
+    def get(self, position: int) -> NDArray[np.float32] | None:
+        """The frame, or None when it was not written."""
+        return self[position] if position in self else None
+
     def __setitem__(self, position: int, frame: NDArray[np.float32]) -> None:
         try:
             self._array[position] = frame  # type: ignore[index]

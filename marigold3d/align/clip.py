@@ -21,7 +21,8 @@ from .neighbours import carried_cues
 class PointSource(Protocol):
     """Where a frame's cues come from: an SfM model. `cues` gives them with the index of the point behind each."""
 
-    points: Array
+    @property
+    def points(self) -> Array: ...
 
     def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]: ...
 

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..atomic import writable_folder
-from ..errors import InputError, OutputError, UsageError
-from ..types import Units
-from .depth_maps import write_depth_exr, write_depth_npz
-from .meshes import write_glb, write_las
-from .ply import write_ply
-from .trajectories import image_names, write_colmap, write_poses_npy, write_transforms
+from .atomic import writable_folder
+from .errors import InputError, OutputError, UsageError
+from .types import Units
+from .export.depth_maps import write_depth_exr, write_depth_npz
+from .export.meshes import write_glb, write_las
+from .export.ply import write_ply
+from .export.trajectories import image_names, write_colmap, write_poses_npy, write_transforms
 
 if TYPE_CHECKING:
-    from ..store import Run
+    from .store import Run
 
 
 def export_run(run: Run, form: str, output: Path, *, overwrite: bool = False) -> None:

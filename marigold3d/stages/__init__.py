@@ -1,0 +1,22 @@
+"""The stages of a run, generators of Progress: they join the modules that know the mathematics to the run folder."""
+
+from .cameras import find_cameras
+from .depth import align_depth, estimate_depth
+from .job import Cameras, DepthStore, Job, digest, fingerprint
+from .look import look_at_clip
+from .scene import fuse_cloud, refine_depth, write_products
+
+__all__ = [
+    "Cameras",
+    "DepthStore",
+    "Job",
+    "align_depth",
+    "digest",
+    "estimate_depth",
+    "find_cameras",
+    "fingerprint",
+    "fuse_cloud",
+    "look_at_clip",
+    "refine_depth",
+    "write_products",
+]

@@ -1,0 +1,99 @@
+"""What the stages of a run share, and the hashes that say whether an earlier result is still good."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import RunConfig
+from ..poses.sparse import SparseModel
+from ..scan import Scan
+from ..store import FrameArray, Run
+from ..types import Array, DepthMap, Intrinsics, Units
+from ..video import VideoSource
+
+
+@dataclass(eq=False)
+class Job:
+    """What the stages of one run share. `warnings` are lines for the user, `report` what run.json will say."""
+
+    video: VideoSource
+    run: Run
+    config: RunConfig
+    report: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
+
+
+@dataclass(frozen=True, eq=False)
+class Cameras:
+    """Intrinsics at the depth maps' size, poses of all T used frames where `posed` (T,), and the points behind them."""
+
+    intrinsics: Intrinsics
+    posed: NDArray[np.bool_]
+    T_world_camera: Array
+    model: SparseModel | None
+    keyframes: NDArray[np.int64]  # positions with a pose of their own, not an interpolated one
+    units: Units
+
+
+@dataclass(frozen=True, eq=False)
+class DepthStore:
+    """Scene-unit depth with sigma on disk, by position; NaN is invalid."""
+
+    depth: FrameArray
+    sigma: FrameArray
+
+    @classmethod
+    def open(cls, run: Run, name: str, scan: Scan, size: tuple[int, int] | None = None) -> DepthStore:
+        w, h = size or scan.image_size
+        shape = (len(scan), h, w)
+        return cls(run.frames_array(name, shape, fresh=True), run.frames_array(f"{name}_sigma", shape, fresh=True))
+
+    def put(self, position: int, depth: DepthMap) -> None:
+        sigma = 0.05 * depth.depth if depth.sigma is None else depth.sigma
+        self.sigma[position] = sigma.astype(np.float32)
+        self.depth[position] = np.where(depth.valid, depth.depth, np.nan).astype(np.float32)
+
+    def get(self, position: int) -> DepthMap:
+        z = self.depth[position]
+        valid = np.isfinite(z)
+        return DepthMap(np.where(valid, z, 0).astype(np.float32), valid, self.sigma[position])
+
+
+def frames_at(video: VideoSource, positions: list[int], max_side: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(position, rgb) of the wanted positions among the used frames, in order; one frame in memory at a time."""
+    wanted = set(positions)
+    last = max(wanted, default=-1)
+    for position, frame in enumerate(video.frames(max_side=max_side)):
+        if position in wanted:
+            yield position, frame.rgb
+        if position >= last:
+            return
+
+
+def digest(*parts: Any) -> str:
+    """Short hash of settings and results that a stage depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprint(path: Path) -> str:
+    """Hash that changes when a clip or folder of images does: names, sizes, and a file's first and last megabyte."""
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        return digest([(f.name, f.stat().st_size) for f in sorted(folder.iterdir()) if f.is_file()])
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(2**20)
+        file.seek(max(0, size - 2**20))
+        return digest(size, hashlib.sha256(head + file.read()).hexdigest())

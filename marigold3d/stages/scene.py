@@ -1,0 +1,96 @@
+"""Refinement, fusion, and the files a run leaves for people."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+
+from ..atomic import atomic_path, writable_folder
+from ..export.depth_maps import DepthEncoding, write_depth_png, write_encoding
+from ..export.ply import write_ply
+from ..export.trajectories import write_tum
+from ..fusion.fuse import FAR_RATIO, FusionInput, FusionReport, fuse, median_depth
+from ..multiview.refine import (
+    DepthAccess,
+    Keyframes,
+    has_parallax,
+    held_out_error,
+    merge_keyframes,
+    refine_between,
+    sweep_keyframes,
+    sweep_size,
+)
+from ..progress import Progress, Steps
+from ..scan import Scan
+from ..types import PointCloud, Trajectory
+from .job import Cameras, DepthStore, Job, frames_at
+
+
+def refine_depth(job: Job, scan: Scan, cameras: Cameras, aligned: DepthStore, device: str) -> Steps[DepthStore]:
+    """Depth sharpened by matching views; the aligned depth itself where that is off or the clip has no parallax."""
+    config = job.config.refine
+    if not config.enabled or cameras.model is None:
+        return aligned
+    views = fusion_views(scan, cameras, aligned)
+    keys = Keyframes(views.positions, views.T_world_camera, cameras.intrinsics, median_depth(views))
+    if not has_parallax(keys, config.neighbours):
+        job.warn("refinement skipped: the keyframes have too little parallax to be matched")
+        return aligned
+    refined = DepthStore.open(job.run, "refined", scan)
+    swept = DepthStore.open(job.run, "swept", scan, sweep_size(cameras.intrinsics, config.max_side))
+    depths = DepthAccess(aligned.get, swept.get, swept.put, refined.put)
+    images = (rgb for _, rgb in frames_at(job.video, keys.positions.tolist(), job.config.video.max_side))
+    yield from sweep_keyframes(keys, images, depths, config, device)
+    share = yield from merge_keyframes(keys, depths, config)
+    between = np.setdiff1d(np.flatnonzero(cameras.posed), keys.positions)
+    yield from refine_between(between, cameras.T_world_camera, keys, depths, refined.get)
+    errors = held_out_error(keys, refined.get, cameras.model, job.config.align.held_out)
+    job.report["refinement"] = {"share_from_views": round(share, 4), "held_out": errors}
+    return refined
+
+
+def fusion_views(scan: Scan, cameras: Cameras, store: DepthStore) -> FusionInput:
+    """The views to fuse: keyframes with a pose of their own; of a static camera the first frame only."""
+    rows = cameras.keyframes if cameras.model is not None else cameras.keyframes[:1]
+    return FusionInput(
+        rows, scan.indices[rows], cameras.T_world_camera[rows], store.get, cameras.intrinsics, cameras.units
+    )
+
+
+def fuse_cloud(job: Job, scan: Scan, cameras: Cameras, store: DepthStore) -> Steps[PointCloud]:
+    """One cloud of all keyframes."""
+    views = fusion_views(scan, cameras, store)
+    row_of = {p: r for r, p in enumerate(views.positions.tolist())}
+    frames = frames_at(job.video, list(row_of), job.config.video.max_side)
+    cloud, report = yield from fuse(views, ((row_of[p], rgb) for p, rgb in frames), job.config.fusion)
+    fusion: FusionReport = report
+    job.report["fusion"] = fusion.as_dict()
+    return cloud
+
+
+def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cloud: PointCloud | None) -> Steps[None]:
+    """camera.json, trajectory.txt, depth/ and cloud.ply. The depth folder is swapped in whole."""
+    path, posed = job.run.path, np.flatnonzero(cameras.posed)
+    far = FAR_RATIO * 4 * median_depth(fusion_views(scan, cameras, store))
+    encoding = DepthEncoding(far / 65535, 0.0, cameras.units)
+    fresh = path / ".depth.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    writable_folder(fresh)
+    write_encoding(fresh / "encoding.json", encoding)
+    for done, position in enumerate(posed.tolist()):
+        write_depth_png(fresh / f"{scan.indices[position]:06d}.png", store.get(position), encoding)
+        yield Progress("write", done + 1, len(posed))
+    shutil.rmtree(path / "depth", ignore_errors=True)
+    fresh.rename(path / "depth")
+    source = cameras.intrinsics.scaled_to(job.video.info.width, job.video.info.height)
+    with atomic_path(path / "camera.json") as temporary:
+        entry = {**cameras.intrinsics.as_dict(), "source_frames": source.as_dict(), "units": cameras.units}
+        temporary.write_text(json.dumps(entry, indent=2) + "\n")
+    trajectory = Trajectory(scan.timestamps_s[posed], cameras.T_world_camera[posed])
+    write_tum(path / "trajectory.txt", trajectory, cameras.units)
+    if cloud is not None:
+        write_ply(path / "cloud.ply", cloud)
+    else:
+        (path / "cloud.ply").unlink(missing_ok=True)  # one of a run that was replaced
