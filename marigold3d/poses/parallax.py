@@ -1,13 +1,14 @@
 """Whether a clip shows more than a camera that turned on the spot.
 
-With the focal length free, a turn on the spot can be mistaken for a walk past a distant wall: bundle adjustment bends focal
-length and distortion until rays meet under honest-looking angles. So the simpler story is tried first: one focal
-length and a rotation a pair of frames. Where that explains the points' motion, there is no depth to be had.
+With the focal length free, a turn on the spot can be mistaken for a walk past a distant wall: bundle adjustment bends
+focal length and distortion until rays meet under honest-looking angles. So the simpler story is tried first: one focal
+length and a rotation for each pair of frames. Where that explains the points' motion, there is no depth to be had.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from ..camera import project
 from ..rigid import inverse, transform
@@ -30,14 +31,14 @@ def explained_by_turning(model: SparseModel) -> bool:
 
 def _widest_pairs(model: SparseModel) -> list[tuple[Array, Array]]:
     """For up to PAIRS pairs of frames that share points, their pixels (N, 2) from the image centre, over its width."""
-    count = len(model.frames)
-    sees = np.zeros((count, len(model.points)), np.float32)
-    sees[model.seen_frame, model.seen_point] = 1
-    i, j = np.nonzero(np.triu(sees @ sees.T, 1) >= MIN_COMMON)
+    shape = (len(model.frames), len(model.points))
+    seen = np.ones(len(model.seen_frame), np.int32), (model.seen_frame, model.seen_point)
+    sees = csr_matrix(seen, shape)
+    i, j = np.nonzero(np.triu((sees @ sees.T).toarray(), 1) >= MIN_COMMON)
     widest = np.argsort(i - j, kind="stable")[:PAIRS]
     pairs = []
     for a, b in zip(i[widest], j[widest], strict=True):
-        ids = np.flatnonzero(sees[a] * sees[b])
+        ids = np.intersect1d(sees[a].indices, sees[b].indices)
         first, second = (_centred(model, frame, ids) for frame in (a, b))
         good = np.isfinite(first).all(1) & np.isfinite(second).all(1)
         pairs.append((first[good], second[good]))

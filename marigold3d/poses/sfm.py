@@ -22,6 +22,7 @@ from ..progress import Progress, Steps
 from ..rigid import inverse
 from ..types import Array, Intrinsics
 from ..video import VideoSource
+from .parallax import explained_by_turning
 from .sparse import SparseModel, widest_sine
 
 FEATURE_SIDE = 1024  # longest side of the images features are found in, px
@@ -259,4 +260,6 @@ def _require_parallax(model: SparseModel | None, keyframes: int) -> SparseModel:
             "the clip shows too little parallax: rays to its points meet at "
             f"{np.degrees(np.median(model.sin_angle)):.1f} degrees; {remedy}"
         )
+    if explained_by_turning(model):
+        raise GeometryError(f"the clip shows no parallax: the camera turned but did not move; {remedy}")
     return model
