@@ -90,8 +90,8 @@ def scan_clip(video: VideoSource, max_side: int, config: PoseConfig) -> Steps[Sc
 def find_cuts(distance: Array, window: int = 8) -> NDArray[np.int64]:
     """Positions that start a new scene, from the histogram change (T-1,) between successive frames."""
     cuts = []
-    for i in np.flatnonzero(distance > CUT_DISTANCE):
-        around = np.delete(distance[max(0, i - window) : i + window + 1], min(i, window))
+    for i in np.flatnonzero(distance > CUT_DISTANCE).tolist():
+        around = np.concatenate([distance[max(0, i - window) : i], distance[i + 1 : i + window + 1]])
         if distance[i] > CUT_CONTRAST * (np.median(around) if len(around) else 0.0) + 1e-3:
             cuts.append(i + 1)
     return np.array(cuts, dtype=np.int64)

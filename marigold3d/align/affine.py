@@ -105,7 +105,7 @@ def to_domain(z: Array, domain: Domain) -> Array:
     return 1 / z if domain == "disparity" else np.log(z) if domain == "log_depth" else z
 
 
-def from_domain(y: FloatImage, domain: Domain) -> FloatImage:
+def from_domain(y: Array, domain: Domain) -> Array:
     """z(y), the inverse of `to_domain`; non-positive disparities give inf or negative depth."""
     return 1 / y if domain == "disparity" else np.exp(y) if domain == "log_depth" else y
 
@@ -189,7 +189,7 @@ def _solve(
 ) -> _Solution:
     """(scale, shift), covariance (2, 2), final robust weights (N,), verdict."""
     theta = start
-    weights = np.ones(len(v))
+    weights: Array = np.ones(len(v))
     for _ in range(20 if robust else 1):
         if theta is not None:
             r = (theta[0] * v + theta[1] - y) / sigma

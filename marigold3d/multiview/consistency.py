@@ -50,7 +50,7 @@ def compare(view: View, others: Sequence[View], camera: Intrinsics, ratio: float
     agree, contradict = np.zeros(z.shape, np.int16), np.zeros(z.shape, np.int16)
     for other in others:
         T_other_view = (inverse(other.T_world_camera) @ view.T_world_camera).astype(np.float32)
-        seen = points @ T_other_view[:3, :3].T + T_other_view[:3, 3]
+        seen = (points @ T_other_view[:3, :3].T + T_other_view[:3, 3]).astype(np.float32)
         row, column, inside = _pixels(seen, camera)
         inside &= valid
         z_other = np.where(inside, other.depth.depth[row, column], 0)

@@ -50,9 +50,7 @@ def merge(prior: DepthMap, swept: FloatImage, swept_sigma: FloatImage, agreed: B
     return Merged(DepthMap(depth, prior.valid, sigma.astype(np.float32)), agreed)
 
 
-def _bent(
-    z: Array, ratio: Array, sigma: FloatImage, agreed: BoolImage
-) -> tuple[Array, FloatImage]:
+def _bent(z: Array, ratio: Array, sigma: FloatImage, agreed: BoolImage) -> tuple[Array, FloatImage]:
     height, width = z.shape
     rows, columns = np.nonzero(agreed)
     pick = np.random.default_rng(0).permutation(len(rows))[:FIELD_SAMPLES]

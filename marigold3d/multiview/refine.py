@@ -54,7 +54,9 @@ def sweep_size(camera: Intrinsics, max_side: int) -> tuple[int, int]:
 
 def has_parallax(keys: Keyframes, count: int) -> bool:
     """Whether most keyframes have at least two neighbours to be matched with."""
-    found = [len(stereo_neighbours(keys.T_world_camera, i, keys.median_depth, count)) for i in range(len(keys.positions))]
+    found = [
+        len(stereo_neighbours(keys.T_world_camera, i, keys.median_depth, count)) for i in range(len(keys.positions))
+    ]
     return bool(np.median(found) >= 2)
 
 
@@ -67,17 +69,20 @@ def sweep_keyframes(
     grays = [(gray(rgb, *size) * 255).astype(np.uint8) for rgb in images]
     for i, position in enumerate(keys.positions.tolist()):
         near = stereo_neighbours(keys.T_world_camera, i, keys.median_depth, config.neighbours)
-        prior = reduced(depths.aligned(position), *size)
-        if near and prior.valid.any():
-            views = [SweepView(grays[j].astype(np.float32) / 255, keys.T_world_camera[j]) for j in [i, *near]]
-            share = float(np.median(prior.sigma[prior.valid] / prior.depth[prior.valid])) if prior.sigma is not None else 0.1
-            found = sweep(views[0], views[1:], camera, _filled(prior), max(share, 0.05), device)
-            valid = (found.score > MIN_SCORE) & (found.depth > 0)
-            sigma = found.sigma * found.depth
-            depths.keep_swept(position, DepthMap(np.where(valid, found.depth, 0).astype(np.float32), valid, sigma))
-        else:
-            depths.keep_swept(position, DepthMap(np.zeros(size[::-1], np.float32), np.zeros(size[::-1], bool)))
-        yield Progress("sweep", i + 1, len(keys.positions), FramePreview(position, found.depth if near else prior.depth))
+        views = [SweepView((grays[j] / 255).astype(np.float32), keys.T_world_camera[j]) for j in [i, *near]]
+        swept = _swept(views, reduced(depths.aligned(position), *size), camera, device)
+        depths.keep_swept(position, swept)
+        yield Progress("sweep", i + 1, len(keys.positions), FramePreview(position, swept.depth))
+
+
+def _swept(views: list[SweepView], prior: DepthMap, camera: Intrinsics, device: str) -> DepthMap:
+    """Depth of the first view from the others; nowhere valid when there are none, or no prior."""
+    if len(views) < 2 or not prior.valid.any():
+        return DepthMap(np.zeros_like(prior.depth), np.zeros_like(prior.valid))
+    shares = np.full(1, 0.1) if prior.sigma is None else (prior.sigma / np.maximum(prior.depth, 1e-9))[prior.valid]
+    found = sweep(views[0], views[1:], camera, _filled(prior), max(float(np.median(shares)), 0.05), device)
+    valid = (found.score > MIN_SCORE) & (found.depth > 0)
+    return DepthMap(np.where(valid, found.depth, 0).astype(np.float32), valid, found.sigma * found.depth)
 
 
 def merge_keyframes(keys: Keyframes, depths: DepthAccess, config: RefineConfig) -> Steps[float]:
@@ -93,8 +98,9 @@ def merge_keyframes(keys: Keyframes, depths: DepthAccess, config: RefineConfig) 
         agreed = own.depth.valid & (verdict.agree >= AGREE_VIEWS) & (verdict.contradict <= verdict.agree)
         prior = depths.aligned(position)
         height, width = prior.depth.shape
-        z, sigma = (enlarged(a, width, height) for a in (verdict.depth, verdict.sigma / np.maximum(verdict.depth, 1e-9)))
-        merged = merge(prior, z, sigma, enlarged(agreed, width, height).astype(bool))
+        share = (verdict.sigma / np.maximum(verdict.depth, 1e-9)).astype(np.float32)
+        z, sigma, sure = (enlarged(a, width, height) for a in (verdict.depth, share, agreed))
+        merged = merge(prior, z, sigma, sure.astype(bool))
         depths.keep(position, merged.depth)
         decided += int(merged.from_views.sum())
         total += merged.from_views.size
@@ -103,7 +109,11 @@ def merge_keyframes(keys: Keyframes, depths: DepthAccess, config: RefineConfig) 
 
 
 def refine_between(
-    positions: NDArray[np.int64], T_world_camera: Array, keys: Keyframes, depths: DepthAccess, refined: Callable[[int], DepthMap]
+    positions: NDArray[np.int64],
+    T_world_camera: Array,
+    keys: Keyframes,
+    depths: DepthAccess,
+    refined: Callable[[int], DepthMap],
 ) -> Steps[None]:
     """Bend the aligned depth of the frames between keyframes to the refined depth of the keyframes around them.
 

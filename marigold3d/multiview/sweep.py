@@ -49,7 +49,12 @@ class SweepResult:
 
 
 def sweep(
-    view: SweepView, others: Sequence[SweepView], camera: Intrinsics, prior: FloatImage, prior_sigma: float, device: str = "cpu"
+    view: SweepView,
+    others: Sequence[SweepView],
+    camera: Intrinsics,
+    prior: FloatImage,
+    prior_sigma: float,
+    device: str = "cpu",
 ) -> SweepResult:
     """Depth of `view` from `others`, around `prior` (H, W), positive everywhere, of relative sigma `prior_sigma`."""
     where = choose_device(device)
@@ -107,7 +112,9 @@ class _Level:
         K, (H, W) = len(hypotheses), self.shape
         points = self._turned[i] * hypotheses[..., None] + self._moved[i]  # (K, H, W, 3)
         grid, inside = self._sampling_grid(points)
-        warped = F.grid_sample(self._images[i], grid.reshape(1, K * H, W, 2), align_corners=False, padding_mode="border")
+        warped = F.grid_sample(
+            self._images[i], grid.reshape(1, K * H, W, 2), align_corners=False, padding_mode="border"
+        )
         warped = warped.reshape(K, 1, H, W)
         mean = _box(warped)
         variance = (_box(warped**2) - mean**2).clamp_min(0)
