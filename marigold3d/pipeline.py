@@ -95,7 +95,8 @@ def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:
         arrays = run.load_arrays("cameras")
         entry = run.manifest["stages"]["poses"]["kept"]
         job.report["cameras"] = entry["report"]
-        job.warnings += entry["warnings"]
+        for line in entry["warnings"]:
+            job.warn(line)
         model = SparseModel.from_arrays(run.load_arrays("points")) if entry["points"] else None
         return Cameras(
             Intrinsics(**entry["intrinsics"]), arrays["posed"], arrays["T"], model, arrays["keyframes"], entry["units"]
@@ -109,7 +110,7 @@ def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:
         "poses",
         kept={
             "report": job.report["cameras"],
-            "warnings": job.warnings,
+            "warnings": list(job.warnings),
             "points": cameras.model is not None,
             "intrinsics": cameras.intrinsics.__dict__,
             "units": cameras.units,

@@ -7,9 +7,12 @@ squares: cues pull it, a smoothness prior on neighbouring nodes and a weak prior
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_array
 
 from ..types import Array, FloatImage
 from .affine import _mad, _tukey
@@ -58,13 +61,13 @@ def fit_field(uv: Array, log_ratio: Array, sigma: Array, width: int, height: int
 
     IRLS with Tukey's biweight; the robust scale is re-estimated from the residuals in every round.
     """
-    B = _basis(uv, width, height, shape)  # (N, R*C)
+    B = _basis(uv, width, height, shape)  # (N, R*C), four entries a row
     prior = _prior(shape)  # (R*C, R*C)
     sigma = np.hypot(sigma, CUE_FLOOR)
     weights = 1 / sigma**2
     nodes = np.zeros(shape[0] * shape[1])
     for _ in range(6):
-        factor = cho_factor(B.T @ (weights[:, None] * B) + prior)
+        factor = cho_factor((B.T @ B.multiply(weights[:, None])).toarray() + prior)
         nodes = cho_solve(factor, B.T @ (weights * log_ratio))
         r = (log_ratio - B @ nodes) / sigma
         weights = _tukey(r / max(_mad(r), 1.0)) / sigma**2
@@ -79,12 +82,26 @@ def _hat(x: Array, nodes: int) -> Array:
     return weights
 
 
-def _basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> Array:
-    """(N, R*C) bilinear weights of pixels uv (N, 2)."""
-    rows, columns = _hat(uv[:, 1] / height, shape[0]), _hat(uv[:, 0] / width, shape[1])
-    return (rows[:, :, None] * columns[:, None, :]).reshape(len(uv), -1)
+def _basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> csr_array:
+    """(N, R*C) sparse bilinear weights of pixels uv (N, 2)."""
+    row, row_share = _cell(uv[:, 1] / height, shape[0])
+    column, column_share = _cell(uv[:, 0] / width, shape[1])
+    nodes = [(row + i) * shape[1] + column + j for i in (0, 1) for j in (0, 1)]
+    weights = [
+        (row_share if i else 1 - row_share) * (column_share if j else 1 - column_share) for i in (0, 1) for j in (0, 1)
+    ]
+    starts = np.arange(0, 4 * len(uv) + 1, 4)
+    return csr_array((np.stack(weights, 1).ravel(), np.stack(nodes, 1).ravel(), starts), (len(uv), shape[0] * shape[1]))
 
 
+def _cell(x: Array, nodes: int) -> tuple[NDArray[np.int64], Array]:
+    """First node (N,) of the cell that holds each position x in [0, 1], and how far into the cell it lies, 0..1."""
+    position = np.clip(x, 0, 1) * (nodes - 1)
+    first = np.minimum(position.astype(np.int64), nodes - 2)
+    return first, position - first
+
+
+@lru_cache(maxsize=8)
 def _prior(shape: tuple[int, int]) -> Array:
     """(R*C, R*C) precision of the smoothness and the node prior."""
     index = np.arange(shape[0] * shape[1]).reshape(shape)

@@ -71,19 +71,30 @@ def fuse_cloud(job: Job, scan: Scan, cameras: Cameras, store: DepthStore) -> Ste
 
 
 def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cloud: PointCloud | None) -> Steps[None]:
-    """camera.json, trajectory.txt, depth/ and cloud.ply. The depth folder is swapped in whole."""
-    path, posed = job.run.path, np.flatnonzero(cameras.posed)
+    """camera.json, trajectory.txt, depth/ and cloud.ply; they replace older ones when all of them are written."""
+    fresh = job.run.path / ".products.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield from _write_products(fresh, job, scan, cameras, store, cloud)
+        shutil.rmtree(job.run.path / "depth", ignore_errors=True)
+        (job.run.path / "cloud.ply").unlink(missing_ok=True)  # a run without fusion keeps none of the run it replaces
+        for product in fresh.iterdir():
+            product.replace(job.run.path / product.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_products(
+    path: Path, job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cloud: PointCloud | None
+) -> Steps[None]:
+    posed = np.flatnonzero(cameras.posed)
     far = FAR_RATIO * 4 * median_depth(fusion_views(scan, cameras, store))
     encoding = DepthEncoding(far / 65535, 0.0, cameras.units)
-    fresh = path / ".depth.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    writable_folder(fresh)
-    write_encoding(fresh / "encoding.json", encoding)
+    writable_folder(path / "depth")
+    write_encoding(path / "depth" / "encoding.json", encoding)
     for done, position in enumerate(posed.tolist()):
-        write_depth_png(fresh / f"{scan.indices[position]:06d}.png", store.get(position), encoding)
+        write_depth_png(path / "depth" / f"{scan.indices[position]:06d}.png", store.get(position), encoding)
         yield Progress("write", done + 1, len(posed))
-    shutil.rmtree(path / "depth", ignore_errors=True)
-    fresh.rename(path / "depth")
     source = cameras.intrinsics.scaled_to(job.video.info.width, job.video.info.height)
     with atomic_path(path / "camera.json") as temporary:
         entry = {**cameras.intrinsics.as_dict(), "source_frames": source.as_dict(), "units": cameras.units}
@@ -92,5 +103,3 @@ def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cl
     write_tum(path / "trajectory.txt", trajectory, cameras.units)
     if cloud is not None:
         write_ply(path / "cloud.ply", cloud)
-    else:
-        (path / "cloud.ply").unlink(missing_ok=True)  # one of a run that was replaced
