@@ -226,11 +226,34 @@ def test_a_disk_that_fills_up_while_products_are_written(
     args = ("video", inputs / "good.mp4", "-o", tmp_path / "run", "--static", "--fov", "65")
     monkeypatch.setattr(os, "replace", full_for_it)
     refused(marigold3d(*args), 7, "disk is full")
-    assert not list((tmp_path / "run").rglob("*.partial*.*"))
+    assert not list((tmp_path / "run").rglob("*.partial*"))
     assert not list((tmp_path / "run").rglob(product))
     monkeypatch.setattr(os, "replace", replace_file)
     assert marigold3d(*args).code == 0
-    assert list((tmp_path / "run").rglob(product))
+    assert len(list((tmp_path / "run").rglob(product))) == 1
+
+
+@pytest.mark.parametrize("product", ["cloud.ply", "trajectory.txt", "000003.png"])
+def test_a_disk_that_fills_up_while_a_run_is_replaced(
+    marigold3d: Callable[..., Outcome], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: str
+) -> None:
+    """The old run stays as it was, whichever file was too much."""
+    args = ("video", inputs / "good.mp4", "-o", tmp_path / "run", "--static", "--overwrite")
+    assert marigold3d(*args, "--fov", "65").code == 0
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if "cache" not in f.parts and f.is_file()}
+    replace_file = os.replace
+
+    def full_for_it(source: Any, target: Any) -> None:
+        if Path(target).name == product:
+            full_disk()
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", full_for_it)
+    refused(marigold3d(*args, "--fov", "40"), 7, "disk is full")
+    after = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if "cache" not in f.parts and f.is_file()}
+    assert before.keys() == after.keys()
+    changed = {f.name for f in before if before[f] != after[f]}
+    assert changed <= {"run.json"}, "only what the cache holds is noted anew"
 
 
 def test_a_disk_that_fills_up_while_depth_is_stored(
