@@ -58,9 +58,9 @@ def reconstruct(
 def reconstruct_steps(
     clip: str | Path,
     run_folder: str | Path,
-    config: RunConfig = RunConfig(),
+    config: RunConfig = RunConfig(),  # noqa: B008 (frozen)
     *,
-    overwrite: bool = False,  # noqa: B008
+    overwrite: bool = False,
 ) -> Steps[Run]:
     """`reconstruct` as a generator of Progress: close it to cancel, what is finished is kept."""
     video = open_video(clip, config.video)
