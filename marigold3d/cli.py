@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -306,8 +307,10 @@ def _intrinsics(text: str | None) -> tuple[tuple[float, float, float, float] | N
 
 def _stem(clip: str) -> str:
     """A name for the run of a clip, a folder or a pattern."""
-    path = Path(clip)
-    return path.stem if not any(c in path.name for c in "*?[") else path.absolute().parent.name
+    path = Path(os.path.abspath(clip))  # so that "." and ".." have names
+    if path.is_dir():
+        return path.name
+    return path.parent.name if any(c in path.name for c in "*?[") and not path.exists() else path.stem
 
 
 def _print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from marigold3d import __version__
+from marigold3d.cli import _stem
 from marigold3d.store import Run
 from tests import synthetic
 
@@ -84,6 +85,14 @@ def test_usage_errors_are_one_line(args: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("marigold3d: ")
+
+
+def test_runs_are_named_after_their_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "walk.v2").mkdir()
+    monkeypatch.chdir(tmp_path / "walk.v2")
+    names = {"a/clip.mp4": "clip", "clip.final.mov": "clip.final", ".": "walk.v2", "../walk.v2/": "walk.v2"}
+    patterns = {"photos/img*.png": "photos", "*.jpg": "walk.v2"}
+    assert {clip: _stem(clip) for clip in {**names, **patterns}} == {**names, **patterns}
 
 
 # -- single images ----------------------------------------------------------------------------------------------------
