@@ -23,7 +23,7 @@ from .device import choose_device, parameters_to, run_within_memory
 from .images import check_rgb, resized, rgb_tensor
 from .upsampling import joint_bilateral
 
-LONGEST_SIDE_PX = 192  # near the size it was trained at; finer pictures lose the layout
+LONGEST_SIDE_PX = 224  # the largest size it was trained at; finer pictures lose the layout
 MULTIPLE_PX = 32  # the encoder's coarsest stride
 
 
