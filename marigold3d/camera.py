@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +40,16 @@ def pixel_grid(width: int, height: int) -> Array:
 
 def ray_grid(camera: Intrinsics) -> NDArray[np.float32]:
     """(H, W, 3) float32: the camera-frame ray with z = 1 through every pixel; times z-depth it is the point."""
-    xy = normalised(pixel_grid(camera.width, camera.height), camera)
-    return np.concatenate([xy, np.ones_like(xy[..., :1])], -1).astype(np.float32)
+    return _ray_grid(camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height, camera.distortion)
+
+
+@lru_cache(maxsize=8)
+def _ray_grid(*camera: Any) -> NDArray[np.float32]:
+    """Every frame of a clip asks for the same rays, and undistorting them takes longer than using them."""
+    xy = normalised(pixel_grid(camera[4], camera[5]), Intrinsics(*camera))
+    rays = np.concatenate([xy, np.ones_like(xy[..., :1])], -1).astype(np.float32)
+    rays.flags.writeable = False
+    return rays
 
 
 def distort(xy: Array, camera: Intrinsics) -> Array:

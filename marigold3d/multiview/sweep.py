@@ -82,7 +82,7 @@ class _Level:
         self._mean = _box(self._gray)
         self._variance = (_box(self._gray**2) - self._mean**2).clamp_min(0)
         self._images = [self.resized(self._tensor(o.gray)) for o in others]
-        rays = torch.as_tensor(ray_grid(camera), device=device)  # (H, W, 3)
+        rays = torch.as_tensor(ray_grid(camera).copy(), device=device)  # (H, W, 3)
         relative = [(inverse(o.T_world_camera) @ view.T_world_camera).astype(np.float32) for o in others]
         self._turned = [rays @ torch.as_tensor(T[:3, :3].T.copy(), device=device) for T in relative]
         self._moved = [torch.as_tensor(T[:3, 3].copy(), device=device) for T in relative]
