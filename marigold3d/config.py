@@ -1,4 +1,4 @@
-"""Every setting of a run, one frozen dataclass a stage: the CLI's options, the panel's widgets and run.json are these."""
+"""Every setting of a run, a frozen dataclass a stage: the CLI's options, the panel's widgets and run.json are these."""
 
 from __future__ import annotations
 

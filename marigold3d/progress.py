@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """`done` of `total` steps of `stage` are finished (total None: unknown). `payload` is the newest result, for previews."""
+    """`done` of `total` steps of `stage` are finished (None: unknown). `payload` is the newest result, for previews."""
 
     stage: str
     done: int

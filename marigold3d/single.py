@@ -25,7 +25,7 @@ def estimate_images(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Path]:
-    """Write STEM_depth.npy ((H, W) float32, near small, far large) and STEM_depth.png for every image; the paths written.
+    """Write STEM_depth.npy ((H, W) float32, near small, far large) and STEM_depth.png for every image; their paths.
 
     Raises InputError for unreadable images and stems that clash, OutputError when files exist already.
     """
@@ -49,7 +49,7 @@ def estimate_images(
 
 
 def far_large(relative: RelativeDepth) -> FloatImage:
-    """Relative values (H, W) that grow with distance, whatever the domain: disparity is turned round (1 - d), log depth raised."""
+    """Relative values (H, W) that grow with distance, whatever the domain: disparity turned round, log depth raised."""
     v = relative.values
     if relative.domain == "disparity":
         return (np.nanmax(v) - v).astype(np.float32)

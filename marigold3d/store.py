@@ -230,7 +230,8 @@ class FrameArray:
 
     def get(self, position: int) -> NDArray[np.float32] | None:
         """The frame, or None when it was not written."""
-        return self[position] if position in self else None
+        present = position in self
+        return self[position] if present else None
 
     def __setitem__(self, position: int, frame: NDArray[np.float32]) -> None:
         try:

@@ -96,8 +96,9 @@ def report_lines(run: Run) -> str:
     lines = [f"{run.path}: {run.manifest.get('status')}, units: {units}"]
     if c := report.get("cameras"):
         lines.append(
-            f"  cameras   {c['frames_posed']} of {c['frames']} frames posed ({c['poses']}, {c['keyframes_registered']} of "
-            f"{c['keyframes']} keyframes), focal length {c['focal_px']:.0f} px, {c['fov_x_deg']:.0f} degrees ({c['intrinsics']})"
+            f"  cameras   {c['frames_posed']} of {c['frames']} frames posed ({c['poses']}, {c['keyframes_registered']} "
+            f"of {c['keyframes']} keyframes), focal length {c['focal_px']:.0f} px, {c['fov_x_deg']:.0f} degrees "
+            f"({c['intrinsics']})"
         )
     if a := report.get("alignment"):
         lines.append(_held_out("alignment", a["held_out"], unit))

@@ -254,8 +254,9 @@ class Trajectory:
 class PointCloud:
     """Coloured, oriented world points with their evidence.
 
-    points (N, 3) float32; colors (N, 3) uint8; normals (N, 3) float32, unit, towards the cameras; sigma (N,) float32, scene
-    units; observations (N,) int32, how many frames saw the point; frame_index (N,) int32, source frame that saw it best.
+    points (N, 3) float32; colors (N, 3) uint8; normals (N, 3) float32, unit, towards the cameras; sigma (N,) float32,
+    scene units; observations (N,) int32, frames that saw the point; frame_index (N,) int32, source frame that saw it
+    best.
     """
 
     points: NDArray[np.float32]

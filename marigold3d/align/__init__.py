@@ -1,4 +1,4 @@
-"""Alignment: from a network's relative depth to scene units. Works on plain numpy arrays, without the rest of marigold3d."""
+"""Alignment: from a network's relative depth to scene units. Plain numpy arrays suffice."""
 
 from .affine import AffineFit, fit_affine
 from .clip import AlignmentReport, align_clip

@@ -1,7 +1,8 @@
 """A low-frequency log-scale field: how far one affine map is from enough, as a smooth factor over the image.
 
-log z_true(u, v) = log z_affine(u, v) + f(u, v), f bilinear on a coarse grid. The grid is solved by penalised robust least
-squares: cues pull it, a smoothness prior on neighbouring nodes and a weak prior on the nodes themselves hold it where there are none.
+log z_true(u, v) = log z_affine(u, v) + f(u, v), f bilinear on a coarse grid. The grid is solved by penalised robust
+least squares: cues pull it; where there are none, a smoothness prior on neighbouring nodes and a weak prior on the
+nodes themselves hold it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class FrameAlignment:
     residual_sigma: float
 
     def apply(self, relative: RelativeDepth) -> DepthMap:
-        """Aligned depth with sigma: residual, the field's own uncertainty, and the network's, as shares of the depth."""
+        """Aligned depth; sigma joins the residual, the field's own uncertainty and the network's, as shares of it."""
         z = self.fit.depth(relative.values)
         valid = np.isfinite(z)
         share = np.full(z.shape, max(self.residual_sigma, SIGMA_FLOOR), np.float32)

@@ -1,4 +1,4 @@
-"""Flying pixels: depth estimates that hang between a near and a far surface. They are found before anything is resampled."""
+"""Flying pixels: depth that hangs between a near and a far surface. They are found before anything is resampled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..types import BoolImage, DepthMap
 
 
 def edge_mask(depth: DepthMap, ratio: float) -> BoolImage:
-    """(H, W) True where the depth changes by more than `ratio` of itself to an adjacent pixel, or the pixel is not valid.
+    """(H, W) True where the depth changes by more than `ratio` of itself to an adjacent pixel, or is not valid.
 
     Both sides of a step are marked: a network blurs the step over a few pixels, and any of them may fly.
     """

@@ -74,7 +74,8 @@ def fuse(
     cloud = grid.cloud(min(config.min_observations, len(views.positions)), views.units)
     if len(cloud) == 0:
         raise GeometryError(
-            "no point survived fusion: the views do not agree with each other; try --consistency 0.15 or --min-observations 1"
+            "no point survived fusion: the views do not agree with each other; try --consistency 0.15 or "
+            "--min-observations 1"
         )
     share = 1 / max(pixels, 1)
     return cloud, FusionReport(grid.voxel, max_depth, len(cloud), edges * share, inconsistent * share)

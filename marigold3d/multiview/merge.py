@@ -63,7 +63,7 @@ def _bent(z: Array, ratio: Array, sigma: FloatImage, agreed: BoolImage) -> tuple
 
 
 def _carried(ratio: Array, sigma: FloatImage, agreed: BoolImage, spread: float) -> Array:
-    """Normalised convolution of the remaining log ratios; large ones belong to other surfaces and are not carried over."""
+    """Normalised convolution of the log ratios that are left; large ones belong to other surfaces and stay there."""
     weight = np.where(agreed & (np.abs(ratio) < 4 * spread), 1.0 / (1 + (sigma / spread) ** 2), 0.0)
     carried: Array = gaussian_filter(weight * ratio, BLEND_PX) / (gaussian_filter(weight, BLEND_PX) + BLEND_HOLD)
     return carried

@@ -63,7 +63,7 @@ def has_parallax(keys: Keyframes, count: int) -> bool:
 def sweep_keyframes(
     keys: Keyframes, images: Iterator[NDArray[np.uint8]], depths: DepthAccess, config: RefineConfig, device: str
 ) -> Steps[None]:
-    """Sweep every keyframe; `images` yields their rgb in order. Gray images stay in memory: max_keyframes bounds them."""
+    """Sweep every keyframe; `images` yields their rgb in order. Gray images stay in memory, max_keyframes at most."""
     size = sweep_size(keys.camera, config.max_side)
     camera = keys.camera.scaled_to(*size)
     grays = [(gray(rgb, *size) * 255).astype(np.uint8) for rgb in images]

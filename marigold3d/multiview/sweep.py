@@ -96,7 +96,7 @@ class _Level:
     def best(
         self, z: torch.Tensor, offsets: torch.Tensor, prior_sigma: float | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log offset (H, W) with sub-step precision, NCC there, and relative sigma, for depths z * exp(offsets (K,))."""
+        """Log offset (H, W) with sub-step precision, NCC there, relative sigma, for depths z * exp(offsets (K,))."""
         hypotheses = z * torch.exp(offsets)[:, None, None]  # (K, H, W)
         scores = torch.stack([self._score(i, hypotheses) for i in range(len(self._images))])  # (V, K, H, W)
         keep = max(1, (len(self._images) + 1) // 2)
@@ -182,7 +182,7 @@ def _refined(
 
 
 def _box(image: torch.Tensor) -> torch.Tensor:
-    """Mean over 7x7 windows of (..., H, W), borders reflected. Pairs and pairs of pairs: three times faster than pooling."""
+    """Mean over 7x7 windows of (..., H, W), borders reflected. Pairs of pairs: three times faster than pooling."""
     half = WINDOW // 2
     padded = F.pad(image, (half, half, half, half), mode="reflect")
     return _sum7(_sum7(padded, -1), -2).mul_(1 / WINDOW**2)

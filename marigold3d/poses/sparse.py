@@ -1,4 +1,4 @@
-"""A sparse reconstruction as plain arrays: the depth cues it gives a frame, and poses for the frames between keyframes."""
+"""A sparse reconstruction as plain arrays: the depth cues it gives a frame, and poses between its keyframes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_GAP_SHIFT = 0.5  # ... and whose views have moved by no more than this share
 class SparseModel:
     """Keyframe poses and points of one consistent reconstruction, in arbitrary units.
 
-    camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones, increasing;
-    T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a point's rays;
+    camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones,
+    increasing; T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a point's rays;
     seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point.
     """
 
@@ -79,7 +79,7 @@ class SparseModel:
 
 
 def widest_sine(centres: Array, points: Array, seen_frame: NDArray[np.int64], seen_point: NDArray[np.int64]) -> Array:
-    """(P,) sine of the widest angle between each point's first, middle and last ray: within the track, close to the widest pair."""
+    """(P,) sine of the widest angle between each point's first, middle and last ray: about the track's widest."""
     order = np.lexsort((seen_frame, seen_point))
     frame, point = seen_frame[order], seen_point[order]
     first = np.searchsorted(point, np.arange(len(points)))

@@ -73,8 +73,8 @@ def find_cameras(job: Job, scan: Scan) -> Steps[Cameras]:
 
 def _assumed(job: Job, scan: Scan) -> Intrinsics:
     job.warn(
-        f"nothing is known of the camera: a field of view of {ASSUMED_FOV_DEG:.0f} degrees is assumed; --fov, --focal-px "
-        "or --intrinsics would make the shapes right"
+        f"nothing is known of the camera: a field of view of {ASSUMED_FOV_DEG:.0f} degrees is assumed; --fov, "
+        "--focal-px or --intrinsics would make the shapes right"
     )
     job.report["intrinsics_source"] = "assumed"
     return Intrinsics.from_fov(ASSUMED_FOV_DEG, *scan.image_size)
