@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from .atomic import writable_folder
 from .errors import InputError, OutputError, UsageError
-from .types import Units
 from .export.depth_maps import write_depth_exr, write_depth_npz
 from .export.meshes import write_glb, write_las
 from .export.ply import write_ply
 from .export.trajectories import image_names, write_colmap, write_poses_npy, write_transforms
+from .types import Units
 
 if TYPE_CHECKING:
     from .store import Run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from . import __version__
 from .config import RunConfig
@@ -63,6 +63,12 @@ def reconstruct_steps(
     overwrite: bool = False,
 ) -> Steps[Run]:
     """`reconstruct` as a generator of Progress: close it to cancel, what is finished is kept."""
+    with threadpool_limits(1, "blas"):  # the matrices are small: more threads would wait for each other
+        return (yield from _stages(clip, run_folder, config, overwrite))
+
+
+def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwrite: bool) -> Steps[Run]:
+    """The stages in order; what an error leaves behind is decided by the run folder."""
     video = open_video(clip, config.video)
     estimator = load_estimator(config.depth)
     run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)
@@ -140,7 +146,11 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -17,7 +17,7 @@ COLUMNS = 10  # weight, then weighted xyz, rgb, normal
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """A row a voxel, sorted by key: keys (N,), sums (N, COLUMNS), observations (N,), best sigma (N,), its frame (N,)."""
+    """A row a voxel, sorted by key: keys (N,), sums (N, COLUMNS), observations (N,), best sigma, its frame (N,)."""
 
     keys: NDArray[np.int64]
     sums: NDArray[np.float64]

@@ -106,7 +106,7 @@ def _sigma(depth: DepthMap) -> NDArray[np.float32]:
 
 
 def stereo_neighbours(T_world_camera: Array, index: int, depth: float, count: int) -> list[int]:
-    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines 3-30 % of the depth, within 30 degrees.
+    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines 3-30 % of the depth, 30 degrees.
 
     They are spread over the baselines: short ones match surely, long ones measure finely.
     """

@@ -17,7 +17,7 @@ from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, FloatImage, Intrinsics, SparseCues
 from .consistency import View, compare, neighbour_positions, stereo_neighbours
 from .merge import merge
-from .sweep import SweepView, gray, sweep
+from .sweep import SweepView, gray, in_parallel, sweep
 
 MIN_SCORE = 0.5  # NCC under which a sweep's pixel is not believed
 AGREE_RATIO = 0.02  # sweeps that agree do so within this share of the depth
@@ -67,10 +67,14 @@ def sweep_keyframes(
     size = sweep_size(keys.camera, config.max_side)
     camera = keys.camera.scaled_to(*size)
     grays = [(gray(rgb, *size) * 255).astype(np.uint8) for rgb in images]
-    for i, position in enumerate(keys.positions.tolist()):
+
+    def one(i: int) -> DepthMap:
         near = stereo_neighbours(keys.T_world_camera, i, keys.median_depth, config.neighbours)
         views = [SweepView((grays[j] / 255).astype(np.float32), keys.T_world_camera[j]) for j in [i, *near]]
-        swept = _swept(views, reduced(depths.aligned(position), *size), camera, device)
+        return _swept(views, reduced(depths.aligned(int(keys.positions[i])), *size), camera, device)
+
+    for i, swept in enumerate(in_parallel(one, len(keys.positions), device)):
+        position = int(keys.positions[i])
         depths.keep_swept(position, swept)
         yield Progress("sweep", i + 1, len(keys.positions), FramePreview(position, swept.depth))
 

@@ -23,8 +23,8 @@ class SparseModel:
     """Keyframe poses and points of one consistent reconstruction, in arbitrary units.
 
     camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones,
-    increasing; T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a point's rays;
-    seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point.
+    increasing; T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a
+    point's rays; seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point.
     """
 
     camera: Intrinsics
