@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..types import Domain, RelativeDepth
 from .compact_network import CompactNetwork
-from .device import choose_device, parameters_to, run_within_memory
+from .device import choose_device, in_parallel, parameters_to, run_within_memory
 from .images import check_rgb, resized, rgb_tensor
 from .upsampling import joint_bilateral
 
@@ -45,7 +45,11 @@ class CompactEstimator:
     def estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         """rgb (N, H, W, 3) uint8 sRGB -> N maps (H, W); frame by frame, so that no frame depends on its neighbours."""
         check_rgb(rgb)
-        return [depth for frame in rgb for depth in run_within_memory(self._estimate_one, frame[None])]
+
+        def one(i: int) -> RelativeDepth:
+            return run_within_memory(self._estimate_one, rgb[i : i + 1])[0]
+
+        return list(in_parallel(one, len(rgb), self.device))
 
     def provenance(self) -> dict[str, str]:
         """What produced the numbers."""

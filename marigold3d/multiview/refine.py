@@ -13,11 +13,12 @@ from ..align.clip import AlignmentReport, PointSource, held_out_points
 from ..align.frame import fit_frame
 from ..align.neighbours import carried_cues
 from ..config import RefineConfig
+from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, FloatImage, Intrinsics, SparseCues
 from .consistency import View, compare, neighbour_positions, stereo_neighbours
 from .merge import merge
-from .sweep import SweepView, gray, in_parallel, sweep
+from .sweep import SweepView, gray, sweep
 
 MIN_SCORE = 0.5  # NCC under which a sweep's pixel is not believed
 AGREE_RATIO = 0.02  # sweeps that agree do so within this share of the depth
@@ -73,7 +74,7 @@ def sweep_keyframes(
         views = [SweepView((grays[j] / 255).astype(np.float32), keys.T_world_camera[j]) for j in [i, *near]]
         return _swept(views, reduced(depths.aligned(int(keys.positions[i])), *size), camera, device)
 
-    for i, swept in enumerate(in_parallel(one, len(keys.positions), device)):
+    for i, swept in enumerate(in_parallel(one, len(keys.positions), choose_device(device))):
         position = int(keys.positions[i])
         depths.keep_swept(position, swept)
         yield Progress("sweep", i + 1, len(keys.positions), FramePreview(position, swept.depth))

@@ -8,12 +8,9 @@ better half of the views (occlusion); aggregation: semi-global matching (Hirschm
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +21,6 @@ from ..camera import ray_grid
 from ..depth.device import choose_device
 from ..rigid import inverse
 from ..types import Array, FloatImage, Intrinsics
-
-T = TypeVar("T")
 
 WINDOW = 7  # px, side of the NCC window
 COARSE_BAND, COARSE_STEP = 0.50, 0.025  # half width and step of the hypotheses, log depth
@@ -213,28 +208,6 @@ def _distorted(xy: torch.Tensor, coefficients: tuple[float, float, float, float]
     return torch.stack(
         [x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1
     )
-
-
-def in_parallel(work: Callable[[int], T], count: int, device: str) -> Iterator[T]:
-    """work(0), work(1), ... in order, a few frames at a time, each on one core.
-
-    The tensors are small: two frames on a core each take half the time of one frame on two cores. A GPU takes one.
-    """
-    workers = (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: deque[Future[T]] = deque()
-        try:
-            for i in range(count):
-                pending.append(pool.submit(work, i))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-            torch.set_num_threads(before)  # threads started later take the latest setting
 
 
 def gray(rgb: NDArray[Any], width: int, height: int) -> FloatImage:
