@@ -57,6 +57,8 @@ class Intrinsics:
     distortion: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.distortion is not None:  # a list, as JSON gives it, could be changed and not be hashed
+            object.__setattr__(self, "distortion", tuple(self.distortion))
         numbers = (self.fx, self.fy, self.cx, self.cy, *(self.distortion or ()))
         _require(all(np.isfinite(n) for n in numbers), f"camera intrinsics must be finite numbers, got {numbers}")
         _require(self.fx > 0 and self.fy > 0, f"focal lengths must be positive, got fx={self.fx}, fy={self.fy}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from .sparse import SparseModel, widest_sine
 FEATURE_SIDE = 1024  # longest side of the images features are found in, px
 FEATURES = 2048  # keypoints an image
 OVERLAP = 10  # keyframes matched to the following ones, and to powers of two beyond
+LOOP_FRAMES = 80  # evenly spread keyframes that are all matched with each other: where the path returns, drift ends
+MIN_SIGHTINGS = 30  # points a frame must see for its pose to be believed
 CHUNK = 4  # images between two progress reports
 MIN_FRAMES = 3
 MIN_POINTS = 60
@@ -44,7 +47,7 @@ def reconstruct_sparse(
     clip. Raises GeometryError when the views do not hold together or show no parallax.
     """
     names = yield from _extract(video, keyframes, camera, workspace)
-    yield from _match(workspace, len(names))
+    yield from _match(workspace, names)
     models = yield from _waiting("poses", lambda token: _global(workspace, camera, token))
     best = _largest(models)
     if best is None or best.num_reg_images() < 0.5 * len(names):
@@ -67,7 +70,7 @@ def triangulate(
 ) -> Steps[SparseModel]:
     """Points seen from keyframes (M,) whose poses (M, 4, 4) and camera are given and stay as they are."""
     names = yield from _extract(video, keyframes, camera, workspace)
-    yield from _match(workspace, len(names))
+    yield from _match(workspace, names)
     poses = dict(zip(names, inverse(T_world_camera), strict=True))
     model = yield from _waiting("poses", lambda _: _triangulate(workspace, poses))
     arrays = _as_arrays(model, size)
@@ -132,17 +135,28 @@ def _features(workspace: Path, names: list[str], camera: Intrinsics | None, size
     )
 
 
-def _match(workspace: Path, count: int) -> Steps[None]:
+def _match(workspace: Path, names: list[str]) -> Steps[None]:
+    """Match each keyframe with the ones after it, and a spread of keyframes with each other."""
     import pycolmap
 
     matching = pycolmap.FeatureMatchingOptions()
     matching.use_gpu = False
     pairing = pycolmap.SequentialPairingOptions()
-    pairing.overlap = min(OVERLAP, max(count - 1, 1))
+    pairing.overlap = min(OVERLAP, max(len(names) - 1, 1))
     yield from _waiting(
         "poses",
         lambda token: pycolmap.match_sequential(
             workspace / "database.db", matching_options=matching, pairing_options=pairing, cancellation_token=token
+        ),
+    )
+    spread = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, LOOP_FRAMES).round().astype(int))]
+    (workspace / "pairs.txt").write_text("\n".join(f"{a} {b}" for a, b in combinations(spread, 2)))
+    loops = pycolmap.ImportedPairingOptions()
+    loops.match_list_path = str(workspace / "pairs.txt")
+    yield from _waiting(
+        "poses",
+        lambda token: pycolmap.match_image_pairs(
+            workspace / "database.db", matching_options=matching, pairing_options=loops, cancellation_token=token
         ),
     )
 
@@ -222,7 +236,8 @@ def _largest(models: dict[int, Any]) -> Any | None:
 
 def _as_arrays(model: Any, size: tuple[int, int]) -> SparseModel:
     """COLMAP's reconstruction as a SparseModel with its camera scaled to `size`."""
-    images = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
+    sure = (i for i in model.images.values() if i.has_pose and i.num_points3D >= MIN_SIGHTINGS)
+    images = sorted(sure, key=lambda i: i.name)
     row = {image.image_id: k for k, image in enumerate(images)}
     ids = list(model.points3D)
     points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
