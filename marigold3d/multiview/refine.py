@@ -20,9 +20,9 @@ from .consistency import View, compare, neighbour_positions, stereo_neighbours
 from .merge import merge
 from .sweep import SweepView, gray, sweep
 
-MIN_SCORE = 0.5  # NCC under which a sweep's pixel is not believed
-AGREE_RATIO = 0.02  # sweeps that agree do so within this share of the depth
-AGREE_VIEWS = 2
+MIN_SCORE = 0.3  # NCC under which a sweep's pixel is not believed
+AGREE_RATIO = 0.03  # sweeps that agree do so within this share of the depth
+AGREE_VIEWS = 1
 CHECKED_AGAINST = 6
 BETWEEN_COLUMNS = 24  # of the field that fits a frame between keyframes to their refined depth
 
