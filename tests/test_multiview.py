@@ -112,15 +112,15 @@ def test_merging_takes_what_views_agree_on_and_leaves_no_seam(clip: synthetic.Cl
     truth = clip.frames[4][1]
     prior = DepthMap(bent(truth, 0.2), np.ones(truth.shape, bool), np.float32(0.1) * truth)
     agreed = np.zeros(truth.shape, bool)
-    agreed[:, :80] = True
+    agreed[:, :50] = True
     merged = merge(prior, truth, np.full(truth.shape, 0.005, np.float32), agreed)
     assert np.median(error(merged.depth.depth, truth)[agreed]) < 0.005
-    beside = np.s_[:, 80:100]
+    beside = np.s_[:, 50:62]
     assert error(merged.depth.depth, truth)[beside].mean() < 0.5 * error(prior.depth, truth)[beside].mean()
-    step = np.abs(np.diff(np.log(merged.depth.depth / truth), axis=1))[:, 79]
+    step = np.abs(np.diff(np.log(merged.depth.depth / truth), axis=1))[:, 49]
     assert np.median(step) < 0.01, "the border between the two sources does not show"
     assert merged.depth.sigma is not None
-    assert np.median(merged.depth.sigma[:, :60]) < np.median(merged.depth.sigma[:, 130:])
+    assert np.median(merged.depth.sigma[:, :40]) < np.median(merged.depth.sigma[:, 130:])
 
 
 def test_merging_nothing_is_the_prior(clip: synthetic.Clip) -> None:

@@ -68,7 +68,7 @@ def sweep(
         bend = F.interpolate(_median3(bend[None, None]), size=fine.shape, mode="bilinear", align_corners=False)[0, 0]
         start = torch.as_tensor(prior, device=where) * torch.exp(bend)
         offsets = torch.arange(-FINE_BAND, FINE_BAND + 1e-6, FINE_STEP, device=where)
-        more, score, sigma = fine.best(start, offsets, None)
+        more, score, sigma = fine.best(start, offsets, FINE_BAND)
         return SweepResult(*((x.cpu().numpy()) for x in (start * torch.exp(more), sigma, score)))
 
 
@@ -94,16 +94,14 @@ class _Level:
         return F.interpolate(image, size=self.shape, mode="area")
 
     def best(
-        self, z: torch.Tensor, offsets: torch.Tensor, prior_sigma: float | None
+        self, z: torch.Tensor, offsets: torch.Tensor, prior_sigma: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log offset (H, W) with sub-step precision, NCC there, relative sigma, for depths z * exp(offsets (K,))."""
         hypotheses = z * torch.exp(offsets)[:, None, None]  # (K, H, W)
         scores = torch.stack([self._score(i, hypotheses) for i in range(len(self._images))])  # (V, K, H, W)
         keep = max(1, (len(self._images) + 1) // 2)
         score = scores.topk(keep, dim=0).values.mean(0)  # (K, H, W)
-        cost = 1 - score
-        if prior_sigma is not None:
-            cost = cost + PRIOR_PULL * (offsets / prior_sigma)[:, None, None] ** 2
+        cost = 1 - score + PRIOR_PULL * (offsets / prior_sigma)[:, None, None] ** 2
         smooth = semi_global(cost, self._gray[0, 0])
         return _refined(smooth, score, offsets)
 
