@@ -112,7 +112,7 @@ def video(
     ] = None,
     consistency: Annotated[
         float, typer.Option(help="Relative depth difference at which views still agree.", rich_help_panel=ADVANCED)
-    ] = 0.06,
+    ] = 0.03,
     min_observations: Annotated[
         int, typer.Option(help="Frames that must have seen a point.", rich_help_panel=ADVANCED)
     ] = 2,

@@ -101,8 +101,8 @@ class FusionConfig:
 
     voxel: float | None = None  # scene units; None: from the median depth
     max_depth: float | None = None  # drop what is farther, scene units; None: ten times the median depth
-    edge_ratio: float = 0.04  # relative depth step between neighbouring pixels that marks a flying pixel
-    consistency_ratio: float = 0.06  # relative disagreement with other views that still counts as agreement
+    edge_ratio: float = 0.02  # relative depth step between neighbouring pixels that marks a flying pixel
+    consistency_ratio: float = 0.03  # relative disagreement with other views that still counts as agreement
     min_observations: int = 2  # frames that must have seen a voxel
 
     def __post_init__(self) -> None:

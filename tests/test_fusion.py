@@ -12,6 +12,7 @@ from marigold3d.config import FusionConfig
 from marigold3d.errors import GeometryError
 from marigold3d.fusion import FusionInput, VoxelGrid, edge_mask, fuse, grid_normals
 from marigold3d.fusion.fuse import FusionReport
+from marigold3d.fusion.support import supported
 from marigold3d.progress import run
 from marigold3d.types import DepthMap, PointCloud
 from tests import synthetic
@@ -288,3 +289,20 @@ def test_limits_of_the_grid() -> None:
         VoxelGrid(0.0)
     with pytest.raises(GeometryError, match="--voxel"):
         VoxelGrid(1e-6).add(*one(1e3, 0.1, 0))
+
+
+def test_stray_points_go_and_surfaces_stay() -> None:
+    """A plane a point a voxel keeps its inside; points far apart above it go; units do not matter."""
+    rng = np.random.default_rng(0)
+    u, v = np.meshgrid(np.arange(40), np.arange(40))
+    plane = np.stack([u.ravel(), v.ravel(), np.zeros(u.size)], 1).astype(np.float32)
+    strays = np.concatenate([rng.uniform(0, 40, (60, 2)), rng.uniform(20, 200, (60, 1))], 1).astype(np.float32)
+    points = np.concatenate([plane, strays])
+    for unit in (1.0, 0.01):
+        keep = supported(points * np.float32(unit), unit)
+        assert keep[: len(plane)].all()
+        assert not keep[len(plane) :].any()
+
+
+def test_a_few_points_are_not_judged() -> None:
+    assert supported(np.zeros((3, 3), np.float32), 1.0).all()

@@ -16,12 +16,13 @@ from ..progress import Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, PointCloud, Units
 from .edges import edge_mask
 from .normals import grid_normals
+from .support import supported
 from .voxels import VoxelGrid
 
 NEIGHBOURS = 6  # views a depth map is checked against
 FAR_RATIO = 6.0  # depth beyond this multiple of the clip's median is left out unless --max-depth says otherwise
 VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth
-GRAZING = 0.12  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
+GRAZING = 0.2  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ def fuse(
         inconsistent += int(solid.valid.sum() - checked.valid.sum())
         yield Progress("fuse", done + 1, len(views.positions))
     cloud = grid.cloud(min(config.min_observations, len(views.positions)), views.units)
+    cloud = cloud.select(supported(cloud.points, grid.voxel))
     if len(cloud) == 0:
         raise GeometryError(
             "no point survived fusion: the views do not agree with each other; try --consistency 0.15 or "
