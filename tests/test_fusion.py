@@ -300,7 +300,7 @@ def test_stray_points_go_and_surfaces_stay() -> None:
     points = np.concatenate([plane, strays])
     for unit in (1.0, 0.01):
         keep = supported(points * np.float32(unit), unit)
-        assert keep[: len(plane)].all()
+        assert (~keep[: len(plane)]).sum() <= 4, "at most the corners, where a quarter of a disc is left"
         assert not keep[len(plane) :].any()
 
 
