@@ -18,7 +18,8 @@ TITLES = {
     "depth": "Estimating depth",
     "align": "Aligning depth",
     "sweep": "Matching views",
-    "refine": "Refining depth",
+    "refine": "Refining keyframes",
+    "between": "Refining the rest",
     "fuse": "Fusing the cloud",
     "write": "Writing depth maps",
 }

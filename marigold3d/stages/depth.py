@@ -82,6 +82,8 @@ def align_depth(job: Job, scan: Scan, cameras: Cameras, relative: RelativeStore)
         job.config.align,
     )
     job.report["alignment"] = report.as_dict()
+    if report.not_aligned:
+        job.warn(f"{report.not_aligned} frames share too little with their neighbours to be aligned and are left empty")
     if report.aligned.count and report.aligned.relative / report.aligned.count > 0.3:
         job.warn("held-out points disagree with the aligned depth by more than 30 %: do not measure in this scene")
     return store
