@@ -91,7 +91,6 @@ class RefineConfig:
 
     enabled: bool = True
     neighbours: int = 8  # views matched against each frame
-    planes: int = 64  # inverse-depth hypotheses a pixel
     max_side: int = 320  # longest side at which views are matched, px
 
 
@@ -100,7 +99,7 @@ class FusionConfig:
     """From depth maps to one cloud."""
 
     voxel: float | None = None  # scene units; None: from the median depth
-    max_depth: float | None = None  # drop what is farther, scene units; None: ten times the median depth
+    max_depth: float | None = None  # drop what is farther, scene units; None: six times the median depth
     edge_ratio: float = 0.02  # relative depth step between neighbouring pixels that marks a flying pixel
     consistency_ratio: float = 0.03  # relative disagreement with other views that still counts as agreement
     min_observations: int = 2  # frames that must have seen a voxel

@@ -73,7 +73,7 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
     estimator = load_estimator(config.depth)
     run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)
     job = Job(video, run, config)
-    source = digest(fingerprint(video.info.path), config.as_dict()["video"])
+    source = digest(__version__, fingerprint(video.info.path), config.as_dict()["video"])
     try:
         scan = yield from _timed(job, "scan", look_at_clip(job))
         cameras = yield from _cameras(job, scan, digest(source, config.as_dict()["camera"], config.as_dict()["poses"]))
