@@ -21,7 +21,9 @@ from .voxels import VoxelGrid
 
 NEIGHBOURS = 6  # views a depth map is checked against
 FAR_RATIO = 6.0  # depth beyond this multiple of the clip's median is left out unless --max-depth says otherwise
-VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth
+VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth ...
+VOXEL_PIXELS = 1.5  # ... and never finer than so many pixels are apart there
+EDGE_SLOPE = 7.0  # a surface may slant this much before it counts as an edge, whatever the pixels' size
 GRAZING = 0.2  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
 
 
@@ -60,12 +62,13 @@ def fuse(
     """
     median = median_depth(views)
     max_depth = config.max_depth or FAR_RATIO * median
-    grid = VoxelGrid(config.voxel or VOXEL_RATIO * median)
+    grid = VoxelGrid(config.voxel or max(VOXEL_RATIO, VOXEL_PIXELS / views.camera.fx) * median)
+    edge_ratio = max(config.edge_ratio, EDGE_SLOPE / views.camera.fx)
     pixels = edges = inconsistent = 0
     for done, (row, rgb) in enumerate(colors):
         depth = views.depth(int(views.positions[row]))
         near = depth.restricted_to(depth.depth < max_depth)
-        solid = near.restricted_to(~edge_mask(near, config.edge_ratio))
+        solid = near.restricted_to(~edge_mask(near, edge_ratio))
         checked = _checked(views, row, solid, median, config)
         _add(grid, checked, rgb, views, row)
         pixels += int(near.valid.sum())
