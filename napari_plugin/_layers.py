@@ -1,7 +1,7 @@
 """What marigold3d makes, as napari layers.
 
-Axes are turned here and nowhere else. napari orders them (z, y, x) and draws y down, x right and z away from the
-viewer: the project's own axes in reverse order, so reversing the columns is all there is to it; nothing is mirrored.
+Axes are turned here and nowhere else. napari orders them (z, y, x): the project's own in reverse, so the columns are
+reversed; `show_scene` lets z point away from the viewer, since napari's default towards would show a mirror image.
 
 Frames (time, y, x in pixels) and the scene (z, y, x in scene units) do not share a world. `show_frames` and
 `show_scene` switch between the two.
@@ -37,6 +37,9 @@ KIND = "marigold3d"  # metadata key: "frames" or "scene"
 VIEW = "marigold3d_view"  # metadata key: where to look at the scene from
 
 
+SCENE_ORIENTATION = ("away", "down", "right")  # of z, y, x, as the project has them
+
+
 def to_zyx(points_xyz: NDArray[Any]) -> NDArray[np.float32]:
     """World points (..., 3) in napari's axis order."""
     return np.ascontiguousarray(points_xyz[..., ::-1], np.float32)
@@ -64,7 +67,8 @@ def cloud_layer(cloud: PointCloud, name: str = "cloud", *, visible: bool = True)
         cloud = cloud.select(np.sort(np.random.default_rng(0).choice(total, MAX_POINTS, replace=False)))
     options = {
         "name": name,
-        "face_color": np.column_stack([cloud.colors / 255.0, np.ones(len(cloud))]),  # (N, 4)
+        "face_color": (rgba := np.column_stack([cloud.colors / 255.0, np.ones(len(cloud))])),  # (N, 4)
+        "border_color": rgba,  # points of a pixel or two are all border, however thin it is
         "size": POINT_SIZE * spacing(cloud.points),
         "border_width": 0,
         "antialiasing": 0,
@@ -112,6 +116,9 @@ def run_layers(run: Run, *, scene: bool = False) -> list[LayerData]:
 def show_scene(viewer: ViewerModel) -> None:
     """Show the 3D layers only, in 3D, from behind and above the latest camera path."""
     shown = _show(viewer, "scene", 3)
+    viewer.camera.orientation = (
+        SCENE_ORIENTATION  # napari's own lets the first axis come towards the viewer: a mirror image
+    )
     directions = [layer.metadata[VIEW] for layer in shown if VIEW in layer.metadata]
     if directions:
         viewer.camera.set_view_direction(**directions[-1])

@@ -360,3 +360,21 @@ def test_panel_reconstructs_the_example_clip(viewer, qtbot, tmp_path):
     assert {"cloud", "camera path"} <= {layer.name for layer in viewer.layers}
     qtbot.wait(500)
     keep_screenshot(viewer, "panel_done.png")
+
+
+def test_the_scene_is_not_mirrored(model, run_folder):
+    """x to the right, y down, z away: any other handedness shows a mirror image."""
+    from marigold3d.store import Run
+
+    add(model, run_layers(Run.open(run_folder), scene=True))
+    show_scene(model)
+    assert tuple(str(getattr(o, "value", o)) for o in model.camera.orientation) == ("away", "down", "right")
+
+
+def test_small_points_keep_their_colours(run_folder):
+    """Points of a pixel or two are drawn in the border's colour."""
+    from marigold3d.store import Run
+
+    layers = run_layers(Run.open(run_folder), scene=True)
+    options = next(options for _, options, kind in layers if kind == "points")
+    np.testing.assert_array_equal(options["border_color"], options["face_color"])
