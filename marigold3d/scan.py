@@ -57,7 +57,8 @@ class Scan:
 
 def scan_clip(video: VideoSource, max_side: int, config: PoseConfig) -> Steps[Scan]:
     """Decode the clip once at thumbnail size; see `Scan`. InputError when a clip shows nothing."""
-    indices, times, histograms, brightness = [], [], [], []
+    indices, times, brightness, changes = [], [], [], []
+    histogram: Array | None = None
     keyframes: list[int] = []
     key_view: NDArray[np.float32] | None = None
     total = video.info.frame_count
@@ -66,7 +67,9 @@ def scan_clip(video: VideoSource, max_side: int, config: PoseConfig) -> Steps[Sc
         indices.append(frame.index)
         times.append(frame.timestamp_s)
         brightness.append(float(gray.mean()))
-        histograms.append(_histogram(frame.rgb))
+        previous, histogram = histogram, _histogram(frame.rgb)
+        if previous is not None:
+            changes.append(0.5 * np.abs(histogram - previous).sum())  # total variation
         if key_view is None or _calls_for_keyframe(key_view, gray, times[-1] - times[keyframes[-1]], config):
             keyframes.append(position)
             key_view = gray
@@ -76,12 +79,11 @@ def scan_clip(video: VideoSource, max_side: int, config: PoseConfig) -> Steps[Sc
     black = np.array(brightness) < BLACK_LEVEL
     if black.all():
         raise InputError(f"{video.info.path}: every frame is black; is the right camera track in this file?")
-    distance = 0.5 * np.abs(np.diff(np.array(histograms), axis=0)).sum(1)  # (T-1,) total variation
     return Scan(
         np.array(indices),
         np.array(times),
         _thin(np.array(keyframes), config.max_keyframes),
-        find_cuts(distance),
+        find_cuts(np.array(changes)),
         video.size(max_side),
         float(black.mean()),
     )

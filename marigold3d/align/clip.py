@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -181,7 +181,7 @@ def _align_to_points(
     plain = alignment.fit
     report.own_cues += 1
     report.scale_only += plain.determined == "scale only"
-    report.affine.add(type(alignment)(plain, None, 0.0).depth_at(relative, kept_back.uv), kept_back.depth)
+    report.affine.add(replace(alignment, field=None).depth_at(relative, kept_back.uv), kept_back.depth)
     report.aligned.add(alignment.depth_at(relative, kept_back.uv), kept_back.depth)
     return alignment.apply(relative)
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..align.clip import AlignmentReport, PointSource, held_out_points
+from ..align.affine import sample
+from ..align.clip import HeldOut, PointSource, held_out_points
 from ..align.frame import fit_frame
 from ..align.neighbours import carried_cues
 from ..config import RefineConfig
 from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
-from ..types import Array, DepthMap, FloatImage, Intrinsics, SparseCues
+from ..types import Array, DepthMap, FloatImage, Intrinsics, RelativeDepth, SparseCues
 from .consistency import View, compare, neighbour_positions, stereo_neighbours
 from .merge import merge
 from .sweep import SweepView, gray, sweep
@@ -136,11 +137,9 @@ def refine_between(
 
 def bend(depth: DepthMap, cues: SparseCues) -> DepthMap:
     """A depth map bent to cues by a field alone; unchanged when none falls on it."""
-    from ..types import RelativeDepth
-
     log_depth = np.where(depth.valid, np.log(np.maximum(depth.depth, 1e-12)), np.nan).astype(np.float32)
     relative = RelativeDepth(log_depth, "log_depth")
-    inside = np.isfinite(log_depth[cues.uv[:, 1].astype(int), cues.uv[:, 0].astype(int)])
+    inside = np.isfinite(sample(log_depth, cues.uv))
     if inside.sum() < 50:
         return depth
     return fit_frame(relative, cues.select(inside), columns=BETWEEN_COLUMNS).apply(relative)
@@ -150,15 +149,14 @@ def held_out_error(
     keys: Keyframes, refined: Callable[[int], DepthMap], source: PointSource, share: float
 ) -> dict[str, float | int]:
     """Error of the refined keyframes at the points that no alignment has seen."""
-    report = AlignmentReport()
+    errors = HeldOut()
     held = held_out_points(len(source.points), share)
     for i, position in enumerate(keys.positions.tolist()):
         cues, ids = source.cues(position, keys.T_world_camera[i])
         test = cues.select(held[ids])
         depth = refined(position)
-        row, column = test.uv[:, 1].astype(int), test.uv[:, 0].astype(int)
-        report.aligned.add(np.where(depth.valid[row, column], depth.depth[row, column], np.nan), test.depth)
-    return report.aligned.report()
+        errors.add(sample(np.where(depth.valid, depth.depth, np.float32(np.nan)), test.uv), test.depth)
+    return errors.report()
 
 
 def _around(keyframes: NDArray[np.int64], position: int) -> list[int]:
