@@ -10,6 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .config import VideoConfig
 from .errors import InputError, UsageError
 from .types import Frame
@@ -60,6 +63,18 @@ class VideoSource(ABC):
     def names(self) -> tuple[str, ...] | None:
         """File names of all the source's frames, by `Frame.index`; None for a clip."""
         return None
+
+    def frames_at(
+        self, positions: Iterable[int], *, max_side: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """(position, rgb) of some of the frames that `frames()` yields, in order; decoding ends after the last one."""
+        wanted = set(positions)
+        last = max(wanted, default=-1)
+        for position, frame in enumerate(self.frames(max_side=max_side)):
+            if position in wanted:
+                yield position, frame.rgb
+            if position >= last:
+                return
 
     def size(self, max_side: int | None = None) -> tuple[int, int]:
         """(width, height) of the frames that `frames(max_side=max_side)` yields."""

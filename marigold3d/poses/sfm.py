@@ -92,18 +92,15 @@ def _extract(
     shutil.rmtree(workspace, ignore_errors=True)
     writable_folder(workspace / "images")
     size = video.size(FEATURE_SIDE)
-    wanted = set(keyframes.tolist())
     batch: list[str] = []
     names: list[str] = []
-    for position, frame in enumerate(video.frames(max_side=FEATURE_SIDE)):
-        if position not in wanted:
-            continue
+    for position, rgb in video.frames_at(keyframes.tolist(), max_side=FEATURE_SIDE):
         batch.append(f"{position:06d}.png")
         try:
-            Image.fromarray(frame.rgb).save(workspace / "images" / batch[-1], compress_level=1)
+            Image.fromarray(rgb).save(workspace / "images" / batch[-1], compress_level=1)
         except OSError as error:
             raise output_error(workspace, error) from error
-        if len(batch) == CHUNK or len(names) + len(batch) == len(wanted):
+        if len(batch) == CHUNK or len(names) + len(batch) == len(keyframes):
             _features(workspace, batch, camera, size)
             names += batch
             batch = []

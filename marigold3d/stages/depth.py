@@ -14,7 +14,7 @@ from ..progress import FramePreview, Progress, Steps
 from ..scan import Scan
 from ..store import FrameArray
 from ..types import RelativeDepth
-from .job import Cameras, DepthStore, Job, frames_at
+from .job import Cameras, DepthStore, Job
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,9 @@ def estimate_depth(
     )
     wanted = [p for p in np.flatnonzero(posed).tolist() if p not in store.values]
     total, done = int(posed.sum()), int(posed.sum()) - len(wanted)
-    for positions, rgb in _batches(frames_at(job.video, wanted, job.config.video.max_side), job.config.depth.batch):
+    for positions, rgb in _batches(
+        job.video.frames_at(wanted, max_side=job.config.video.max_side), job.config.depth.batch
+    ):
         for position, estimate in zip(positions, estimator.estimate(rgb), strict=True):
             if estimate.uncertainty is not None:
                 store.uncertainty[position] = estimate.uncertainty

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,17 +68,6 @@ class DepthStore:
         z = self.depth[position]
         valid = np.isfinite(z)
         return DepthMap(np.where(valid, z, 0).astype(np.float32), valid, self.sigma[position])
-
-
-def frames_at(video: VideoSource, positions: list[int], max_side: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(position, rgb) of the wanted positions among the used frames, in order; one frame in memory at a time."""
-    wanted = set(positions)
-    last = max(wanted, default=-1)
-    for position, frame in enumerate(video.frames(max_side=max_side)):
-        if position in wanted:
-            yield position, frame.rgb
-        if position >= last:
-            return
 
 
 def digest(*parts: Any) -> str:

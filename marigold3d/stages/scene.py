@@ -26,7 +26,7 @@ from ..multiview.refine import (
 from ..progress import Progress, Steps
 from ..scan import Scan
 from ..types import PointCloud, Trajectory
-from .job import Cameras, DepthStore, Job, frames_at
+from .job import Cameras, DepthStore, Job
 
 
 def refine_depth(job: Job, scan: Scan, cameras: Cameras, aligned: DepthStore, device: str) -> Steps[DepthStore]:
@@ -42,7 +42,7 @@ def refine_depth(job: Job, scan: Scan, cameras: Cameras, aligned: DepthStore, de
     refined = DepthStore.open(job.run, "refined", scan)
     swept = DepthStore.open(job.run, "swept", scan, sweep_size(cameras.intrinsics, config.max_side))
     depths = DepthAccess(aligned.get, swept.get, swept.put, refined.put)
-    images = (rgb for _, rgb in frames_at(job.video, keys.positions.tolist(), job.config.video.max_side))
+    images = (rgb for _, rgb in job.video.frames_at(keys.positions.tolist(), max_side=job.config.video.max_side))
     yield from sweep_keyframes(keys, images, depths, config, device)
     share = yield from merge_keyframes(keys, depths, config)
     between = np.setdiff1d(np.flatnonzero(cameras.posed), keys.positions)
@@ -64,7 +64,7 @@ def fuse_cloud(job: Job, scan: Scan, cameras: Cameras, store: DepthStore) -> Ste
     """One cloud of all keyframes."""
     views = fusion_views(scan, cameras, store)
     row_of = {p: r for r, p in enumerate(views.positions.tolist())}
-    frames = frames_at(job.video, list(row_of), job.config.video.max_side)
+    frames = job.video.frames_at(row_of, max_side=job.config.video.max_side)
     cloud, report = yield from fuse(views, ((row_of[p], rgb) for p, rgb in frames), job.config.fusion)
     fusion: FusionReport = report
     job.report["fusion"] = fusion.as_dict()
