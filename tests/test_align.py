@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from marigold3d.align import align_clip, align_frame, fit_affine, fit_frame
-from marigold3d.align.affine import from_domain, to_domain
 from marigold3d.align.clip import AlignmentReport, held_out_points, reference_depth
+from marigold3d.align.domains import from_domain, to_domain
 from marigold3d.config import AlignConfig
 from marigold3d.errors import GeometryError
 from marigold3d.progress import run

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from ..errors import GeometryError
 from ..types import Array, DepthMap, Domain, FloatImage, RelativeDepth, SparseCues
+from .domains import dy_dz, from_domain, to_domain
+from .robust import mad, tukey
+from .samples import sample
 
 Determined = Literal["scale and shift", "scale only"]
 
 UNSTATED_SIGMA = 0.02  # relative standard deviation of cues that come without one
 MIN_SPAN = 0.05  # cues that span less of the map's 2-98 % range leave the shift open
-TUKEY = 4.685  # 95 % efficiency on Gaussian residuals (Holland & Welsch 1977)
 LEAST_SPREAD = 0.01  # of a cue's own sigma: residuals this small are rounding, and never tell good cues from bad
 FAR_FACTOR = 20.0  # depth beyond this multiple of the farthest cue is not trusted (sky, disparity near zero)
 
@@ -90,48 +92,16 @@ def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True
         float(shift),
         relative.domain,
         covariance,
-        _mad(residual),
+        mad(residual),
         inliers,
         determined,
         FAR_FACTOR * float(z.max()),
     )
 
 
-# -- the domains ------------------------------------------------------------------------------------------------------
-
-
-def to_domain(z: Array, domain: Domain) -> Array:
-    """y(z): z-depth expressed in a network's domain."""
-    return 1 / z if domain == "disparity" else np.log(z) if domain == "log_depth" else z
-
-
-def from_domain(y: Array, domain: Domain) -> Array:
-    """z(y), the inverse of `to_domain`; non-positive disparities give inf or negative depth."""
-    return 1 / y if domain == "disparity" else np.exp(y) if domain == "log_depth" else y
-
-
-def dy_dz(z: Array | FloatImage, domain: Domain) -> Array | FloatImage:
-    """Derivative of `to_domain`."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return -1 / (z * z) if domain == "disparity" else 1 / z if domain == "log_depth" else np.ones_like(z)
-
-
 # -- the solver -------------------------------------------------------------------------------------------------------
 
 _Solution = tuple[tuple[float, float], Array, Array, Determined]
-
-
-def sample(image: NDArray[np.float32], uv: Array) -> NDArray[np.float32]:
-    """Values (N,) of `image` (H, W) at the pixels that hold uv (N, 2); NaN outside.
-
-    The nearest pixel, not a blend: at a depth edge a blend is a depth that no surface has.
-    """
-    height, width = image.shape
-    column, row = np.floor(uv[:, 0]).astype(int), np.floor(uv[:, 1]).astype(int)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    out = np.full(len(uv), np.nan, np.float32)
-    out[inside] = image[row[inside], column[inside]]
-    return out
 
 
 def _observations(relative: RelativeDepth, cues: SparseCues) -> tuple[Array, Array, Array, NDArray[np.intp]]:
@@ -193,12 +163,12 @@ def _solve(
     for _ in range(20 if robust else 1):
         if theta is not None:
             r = (theta[0] * v + theta[1] - y) / sigma
-            weights = _tukey(r / max(_mad(r), LEAST_SPREAD))
+            weights = tukey(r / max(mad(r), LEAST_SPREAD))
         previous, theta = theta, _weighted(v, y, weights / sigma**2, domain, scale_only)
         if previous is not None and np.allclose(previous, theta, rtol=1e-7, atol=1e-12):
             break
     r = (theta[0] * v + theta[1] - y) / sigma  # type: ignore[index]
-    spread = max(_mad(r) if robust else float(np.sqrt(np.mean(r**2))), LEAST_SPREAD)
+    spread = max(mad(r) if robust else float(np.sqrt(np.mean(r**2))), LEAST_SPREAD)
     covariance = _covariance(v, weights / (sigma * spread) ** 2, domain, scale_only)
     return theta, covariance, weights, "scale only" if scale_only else "scale and shift"  # type: ignore[return-value]
 
@@ -240,13 +210,3 @@ def _ransac(v: Array, y: Array, sigma: Array, domain: Domain, trials: int = 300)
     r = np.abs(scale[:, None] * v[some] + shift[:, None] - y[some]) / sigma[some]  # (trials, M)
     best = int(np.median(r, axis=1).argmin())
     return float(scale[best]), float(shift[best])
-
-
-def _tukey(r: Array) -> Array:
-    """Tukey's biweight of standardised residuals (N,)."""
-    return np.where(np.abs(r) < TUKEY, (1 - (r / TUKEY) ** 2) ** 2, 0.0)
-
-
-def _mad(r: Array) -> float:
-    """Standard deviation from the median absolute residual."""
-    return float(1.4826 * np.median(np.abs(r)))

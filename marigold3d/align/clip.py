@@ -13,9 +13,9 @@ from ..config import AlignConfig
 from ..errors import GeometryError
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
-from .affine import sample
 from .frame import fit_frame
 from .neighbours import carried_cues
+from .samples import sample
 
 
 class PointSource(Protocol):

@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
 from ..types import Array, FloatImage
-from .affine import _mad, _tukey
+from .robust import mad, tukey
 
 NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
 STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
@@ -71,7 +71,7 @@ def fit_field(uv: Array, log_ratio: Array, sigma: Array, width: int, height: int
         factor = cho_factor((B.T @ B.multiply(weights[:, None])).toarray() + prior)
         nodes = cho_solve(factor, B.T @ (weights * log_ratio))
         r = (log_ratio - B @ nodes) / sigma
-        weights = _tukey(r / max(_mad(r), 1.0)) / sigma**2
+        weights = tukey(r / max(mad(r), 1.0)) / sigma**2
     node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
     return ScaleField(nodes.reshape(shape), node_sigma.reshape(shape), width, height)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import Array, DepthMap, RelativeDepth, SparseCues
-from .affine import AffineFit, _mad, fit_affine, sample
+from .affine import AffineFit, fit_affine
 from .field import ScaleField, fit_field, grid_shape
+from .robust import mad
+from .samples import sample
 
 FIELD_MIN_CUES = 30  # fewer leave most of the field to its prior
 SIGMA_FLOOR = 0.005  # no depth is claimed to be better than this share
@@ -56,7 +58,7 @@ def fit_frame(relative: RelativeDepth, cues: SparseCues, *, field: bool = True, 
     ratio = np.log(cues.depth[usable] / z[usable])
     sigma = np.full(len(ratio), 0.02) if cues.sigma is None else cues.sigma[usable] / cues.depth[usable]
     bend = fit_field(cues.uv[usable], ratio, sigma, width, height, grid_shape(width, height, columns))
-    return FrameAlignment(fit, bend, _mad(ratio - bend.at(cues.uv[usable])))
+    return FrameAlignment(fit, bend, mad(ratio - bend.at(cues.uv[usable])))
 
 
 def align_frame(relative: RelativeDepth, cues: SparseCues, *, field: bool = True) -> DepthMap:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..align.affine import sample
 from ..align.clip import HeldOut, PointSource, held_out_points
 from ..align.frame import fit_frame
 from ..align.neighbours import carried_cues
+from ..align.samples import sample
 from ..config import RefineConfig
 from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
