@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "marigold3d"
 LAYERS = (  # a module or package imports only what stands before it
     *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint"),
     *("frames", "images", "video", "video_array", "scan"),
-    *("depth", "align", "poses", "multiview", "fusion", "export"),
+    *("depth", "align", "poses", "multiview", "fusion", "export", "cues"),
     *("store", "view", "probes", "doctor", "stages", "pipeline", "export_run", "single", "terminal", "batch", "cli"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,8 +26,8 @@ MODELS = (  # (name, number of parameters), in the order of COLMAP's model ids
 CameraRow = tuple[int, str, int, int, tuple[float, ...]]
 """camera id, model name, width, height, parameters"""
 
-ImageRow = tuple[str, int, tuple[float, ...]]
-"""file name, camera id, (qw, qx, qy, qz, tx, ty, tz) world-to-camera"""
+ImageRow = tuple[str, int, tuple[float, ...], bytes]
+"""file name, camera id, (qw, qx, qy, qz, tx, ty, tz) world-to-camera, its 2D points as they stand in the file"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +49,27 @@ def read_model(folder: Path) -> ColmapModel:
     """Read a model folder; InputError when it is damaged, empty, or taken by several or unsupported cameras."""
     end = "bin" if (folder / "cameras.bin").is_file() else "txt"
     images_file = folder / f"images.{end}"
+    images = read_images(images_file)
+    camera = _the_camera(folder / f"cameras.{end}", {camera_id for _, camera_id, *_ in images})
+    return ColmapModel(tuple(name for name, *_ in images), image_poses(images_file, images), camera)
+
+
+def read_images(file: Path) -> list[ImageRow]:
+    """Registered images of an images.txt or images.bin; InputError when it is damaged or empty."""
     try:
-        with images_file.open("rb") as file:
-            images = list(_binary_images(file) if end == "bin" else _text_images(file))
+        with file.open("rb") as stream:
+            images = list(_binary_images(stream) if file.suffix == ".bin" else _text_images(stream))
     except (OSError, ValueError, struct.error, IndexError) as error:
-        raise InputError(
-            f"{images_file}: not a readable COLMAP image list ({error}); export the model again"
-        ) from error
+        raise InputError(f"{file}: not a readable COLMAP image list ({error}); export the model again") from error
     if not images:
-        raise InputError(f"{images_file}: no image is registered; reconstruct again")
-    numbers = np.array([pose for *_, pose in images])  # (M, 7)
-    T_camera_world = poses_from_quaternions(images_file, numbers[:, [1, 2, 3, 0]], numbers[:, 4:])
-    camera = _the_camera(folder / f"cameras.{end}", {camera_id for _, camera_id, _ in images})
-    return ColmapModel(tuple(name for name, *_ in images), inverse(T_camera_world), camera)
+        raise InputError(f"{file}: no image is registered; reconstruct again")
+    return images
+
+
+def image_poses(file: Path, images: list[ImageRow]) -> Array:
+    """T_world_camera (M, 4, 4) of the images of `file`."""
+    numbers = np.array([pose for _, _, pose, _ in images])  # (M, 7)
+    return inverse(poses_from_quaternions(file, numbers[:, [1, 2, 3, 0]], numbers[:, 4:]))
 
 
 def read_cameras(file: Path) -> dict[int, CameraRow]:
@@ -117,9 +125,10 @@ def _text_cameras(file: BinaryIO) -> Iterator[CameraRow]:
 
 
 def _text_images(file: BinaryIO) -> Iterator[ImageRow]:
-    for line in islice(_content(file), 0, None, 2):  # every second line lists 2D points, and may be empty
+    lines = _content(file)
+    for line, points in zip_longest(lines, lines, fillvalue=""):  # every second line lists 2D points, and may be empty
         if fields := line.strip().split(maxsplit=9):
-            yield fields[9], int(fields[8]), tuple(map(float, fields[1:8]))
+            yield fields[9], int(fields[8]), tuple(map(float, fields[1:8])), points.encode()
 
 
 def _content(file: BinaryIO) -> Iterator[str]:
@@ -142,8 +151,10 @@ def _binary_images(file: BinaryIO) -> Iterator[ImageRow]:
         _, *pose, camera_id = _unpack(file, "I7dI")
         name = b"".join(iter(lambda: _character(file), b"\0")).decode("utf-8")
         (points,) = struct.unpack("<Q", file.read(8))
-        file.seek(24 * points, 1)
-        yield name, int(camera_id), tuple(pose)
+        raw = file.read(24 * points)
+        if len(raw) < 24 * points:
+            raise ValueError("it ends early")
+        yield name, int(camera_id), tuple(pose), raw
 
 
 def _character(file: BinaryIO) -> bytes:

@@ -1,0 +1,23 @@
+"""What a user knows in metres, as cues: depth maps, tables, clouds, control points, foreign models, known lengths."""
+
+from .clip_frames import ClipFrames
+from .control_points import ControlPoints
+from .georeference import Georeference, georeference
+from .measure import Measurement, ScaleEstimate, distance, parse_measure, scale_from_measures
+from .read import read_cues
+from .scale import MetricScale, metric_scale
+
+__all__ = [
+    "ClipFrames",
+    "ControlPoints",
+    "Georeference",
+    "Measurement",
+    "MetricScale",
+    "ScaleEstimate",
+    "distance",
+    "georeference",
+    "metric_scale",
+    "parse_measure",
+    "read_cues",
+    "scale_from_measures",
+]
