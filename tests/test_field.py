@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marigold3d.align.field import NODE_SIGMA, _basis, _prior, fit_field, grid_shape
+from marigold3d.align.field import NODE_SIGMA, basis, _prior, fit_field, grid_shape
 from marigold3d.camera import pixel_grid
 from tests.synthetic import wave
 
@@ -78,7 +78,7 @@ def test_more_cues_mean_less_sigma(rng: np.random.Generator) -> None:
 @settings(deadline=None)
 @given(u=st.floats(0, WIDTH), v=st.floats(0, HEIGHT), shape=st.tuples(st.integers(2, 9), st.integers(2, 12)))
 def test_partition_of_unity(u: float, v: float, shape: tuple[int, int]) -> None:
-    weights = _basis(np.array([[u, v]]), WIDTH, HEIGHT, shape)
+    weights = basis(np.array([[u, v]]), WIDTH, HEIGHT, shape)
     assert weights.shape == (1, shape[0] * shape[1])
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0

@@ -6,7 +6,7 @@ disparity network in depth instead is several times worse, so the domain is take
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from ..errors import GeometryError
 from ..types import Array, DepthMap, Domain, FloatImage, RelativeDepth, SparseCues
 from .domains import dy_dz, from_domain, to_domain
-from .robust import mad, tukey
+from .line import Line, fit_line
+from .robust import Loss, mad
 from .samples import sample
 
 Determined = Literal["scale and shift", "scale only"]
 
 UNSTATED_SIGMA = 0.02  # relative standard deviation of cues that come without one
 MIN_SPAN = 0.05  # cues that span less of the map's 2-98 % range leave the shift open
-LEAST_SPREAD = 0.01  # of a cue's own sigma: residuals this small are rounding, and never tell good cues from bad
+MOST_DOUBT = 0.5  # a scale less certain than this share of itself is noise
+AGREEMENT = 0.25  # a cue within this share of the fitted depth agrees with it
+LEAST_AGREEING = 0.55  # of the cues: fewer mean that the cues contradict each other
+RANGE_PIXELS = 3000  # of the map, to see its range of values
+AS_ASKED = "as asked"
 FAR_FACTOR = 20.0  # depth beyond this multiple of the farthest cue is not trusted (sky, disparity near zero)
 
 
@@ -32,6 +37,8 @@ class AffineFit:
 
     covariance (2, 2) of (scale, shift); residual_sigma: robust standard deviation of the residuals as a share of the
     depth; inliers (N,) bool, the cues that agree; max_depth: farthest depth the fit is trusted for, scene units.
+    span: the cues' range of relative values as a share of the map's; rejected: cues on valid pixels that do not agree;
+    verdict: what was determined, from how much, in a sentence for people.
     """
 
     scale: float
@@ -42,6 +49,9 @@ class AffineFit:
     inliers: NDArray[np.bool_]
     determined: Determined
     max_depth: float = np.inf
+    span: float = np.nan
+    rejected: int = 0
+    verdict: str = ""
 
     def depth(self, values: FloatImage) -> FloatImage:
         """z-depth (H, W) of relative values (H, W); NaN where it is not positive or beyond `max_depth`."""
@@ -68,145 +78,139 @@ class AffineFit:
             return np.asarray(np.sqrt(variance), np.float32)
 
 
-def fit_affine(relative: RelativeDepth, cues: SparseCues, *, robust: bool = True) -> AffineFit:
-    """Weighted least-squares scale and shift; with `robust`, from a RANSAC start refined by IRLS with Tukey's biweight.
+def fit_affine(
+    relative: RelativeDepth, cues: SparseCues, *, robust: bool = True, loss: Loss = "tukey", scale_only: bool = False
+) -> AffineFit:
+    """Scale and shift by weighted least squares in the network's domain; positive scale, or none.
 
-    Falls back to scale only when the cues do not determine the shift (too little span, or a scale that is not
-    positive). Raises GeometryError when no cue falls on a valid pixel.
+    robust: outliers do not matter, up to half of the cues; `loss` is what weighs them. Tukey's biweight ignores gross
+    ones, Huber's loss bounds their pull. scale_only: a pure factor on depth, which is the shift in log depth.
+    Falls back to scale only where the cues do not determine the shift; `verdict` says why. Raises GeometryError when no
+    cue falls on a valid pixel.
     """
-    v, y, sigma_y, used = _observations(relative, cues)
-    if len(v) == 0:
-        raise GeometryError("no cue falls on a valid pixel of the depth map: check the cues' image size and pose")
-    start = _ransac(v, y, sigma_y, relative.domain) if robust else None
-    fits = [_solve(v, y, sigma_y, start, relative.domain, robust)] if _span(relative, v) >= MIN_SPAN else []
-    if not fits or not _usable(fits[0], v, relative.domain):
-        offset = _offset(relative, v)
-        fits = [_shifted(_solve(v + offset, y, sigma_y, None, relative.domain, robust, scale_only=True), offset)]
-    (scale, shift), covariance, weights, determined = fits[0]
+    v, y, share, used = _observations(relative, cues)
+    low, high = _range(relative, v)
+    span = _span(v, low, high)
+    chosen = loss if robust else None
+    trouble = AS_ASKED if scale_only else _too_little(span)
+    line = None if trouble else fit_line(v, y, share, chosen, logarithmic=relative.domain == "log_depth")
+    if line is not None:
+        span = _span(v[line.agrees], low, high)
+        trouble = _too_little(span) or _doubt(line, v, relative.domain)
+    if line is None or trouble:
+        line = _factor(v, y, share, chosen, relative.domain, low, high)
     z = np.asarray(cues.depth)[used]
-    residual = (scale * v + shift - y) / np.abs(dy_dz(z, relative.domain)) / z
     inliers = np.zeros(len(cues), bool)
-    inliers[used] = weights > 0
-    return AffineFit(
-        float(scale),
-        float(shift),
+    inliers[used] = line.agrees
+    residual = (line.slope * v + line.intercept - y) / np.abs(dy_dz(z, relative.domain)) / z
+    fit = AffineFit(
+        line.slope,
+        line.intercept,
         relative.domain,
-        covariance,
+        line.covariance,
         mad(residual),
         inliers,
-        determined,
-        FAR_FACTOR * float(z.max()),
+        "scale only" if trouble else "scale and shift",
+        FAR_FACTOR * float(z[line.agrees].max()),
+        span,
+        int((~line.agrees).sum()),
     )
+    return replace(fit, verdict=_verdict(fit, trouble, z, v, share))
 
 
-# -- the solver -------------------------------------------------------------------------------------------------------
-
-_Solution = tuple[tuple[float, float], Array, Array, Determined]
+# -- what the cues say ------------------------------------------------------------------------------------------------
 
 
 def _observations(relative: RelativeDepth, cues: SparseCues) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-    """Relative values, targets and their sigma in the domain (M,), and which cues they come from (M,)."""
+    """Relative values, targets in the domain, sigma as shares of depth (M,), which cues they are (M,), M >= 1."""
     v = sample(relative.values, cues.uv).astype(float)
     used = np.flatnonzero(np.isfinite(v))
-    z = cues.depth[used]
-    sigma = UNSTATED_SIGMA * z if cues.sigma is None else cues.sigma[used]
-    return v[used], to_domain(z, relative.domain), sigma * np.abs(dy_dz(z, relative.domain)), used
+    if len(used) == 0:
+        raise GeometryError(f"no cue falls on a valid pixel of the depth map: {_why_none(relative, cues)}")
+    z = np.asarray(cues.depth, float)[used]
+    share = np.full(len(z), UNSTATED_SIGMA) if cues.sigma is None else np.asarray(cues.sigma, float)[used] / z
+    return v[used], to_domain(z, relative.domain), share, used
 
 
-def _span(relative: RelativeDepth, v: Array) -> float:
-    """The cues' 5-95 % range of relative values as a share of the map's 2-98 % range."""
-    low, high = np.nanpercentile(relative.values[::4, ::4], (2, 98))
-    cue_low, cue_high = np.percentile(v, (5, 95))
-    return float((cue_high - cue_low) / max(high - low, 1e-12))
+def _why_none(relative: RelativeDepth, cues: SparseCues) -> str:
+    height, width = relative.values.shape
+    if len(cues) == 0:
+        return "there are no cues"
+    if not np.isfinite(relative.values).any():
+        return "the map has none"
+    inside = np.all((cues.uv >= 0) & (cues.uv < (width, height)), axis=1)
+    if not inside.any():
+        return f"all {len(cues)} lie outside its {width}x{height} pixels; check the image size and pose they are for"
+    return f"the {inside.sum()} inside it lie where the network gave no depth"
 
 
-def _offset(relative: RelativeDepth, v: Array) -> float:
-    """What to add to a network's values so that a pure factor makes depths of them; 0 where they are positive already.
+def _range(relative: RelativeDepth, v: Array) -> tuple[float, float]:
+    """2nd and 98th percentile of the map's values, from a few thousand of its pixels; the cues' if all are NaN."""
+    step = max(1, int(np.sqrt(relative.values.size / RANGE_PIXELS)))
+    some = relative.values[step // 2 :: step, step // 2 :: step].ravel()
+    some = np.sort(some[np.isfinite(some)])
+    if len(some) == 0:
+        return float(v.min()), float(v.max())
+    return float(some[int(0.02 * (len(some) - 1))]), float(some[int(np.ceil(0.98 * (len(some) - 1)))])
 
-    Otherwise the largest value becomes eight times the smallest: the same guess as for a frame nothing is known about.
+
+def _span(v: Array, low: float, high: float) -> float:
+    """The cues' 5-95 % range of relative values as a share of the map's; of eight or more, no single one makes it."""
+    v = np.sort(v)
+    spare = max(int(0.05 * (len(v) - 1)), int(len(v) >= 8))
+    return float(v[len(v) - 1 - spare] - v[spare]) / (high - low) if high > low else 0.0
+
+
+def _too_little(span: float) -> str:
+    return "" if span >= MIN_SPAN else f"cues span {span:.0%} of the depth range"
+
+
+def _doubt(line: Line, v: Array, domain: Domain) -> str:
+    """Why the line is no alignment; empty where it is one."""
+    if line.slope <= 0:
+        return "the cues' depth falls where the map's rises"
+    if np.sqrt(line.covariance[0, 0]) > MOST_DOUBT * line.slope:
+        return f"the scale is uncertain by {min(np.sqrt(line.covariance[0, 0]) / line.slope, 9.99):.0%}"
+    if domain != "log_depth" and np.median(line.slope * v + line.intercept) <= 0:
+        return "the fitted depth is negative"
+    return ""
+
+
+# -- scale only -------------------------------------------------------------------------------------------------------
+
+
+def _factor(v: Array, y: Array, share: Array, loss: Loss | None, domain: Domain, low: float, high: float) -> Line:
+    """A pure factor on depth: the intercept in log depth, else the slope through zero, or an offset where v <= 0.
+
+    The offset makes the largest value eight times the smallest: the same guess as for a frame nothing is known about.
     """
-    if relative.domain == "log_depth" or v.min() > 0:
-        return 0.0
-    low, high = np.nanpercentile(relative.values[::4, ::4], (2, 98))
-    low, high = min(float(low), v.min()), max(float(high), v.max())
-    return float((high - low) / 7 - low) if high > low else 1.0 - float(low)
-
-
-def _shifted(solution: _Solution, offset: float) -> _Solution:
-    """A scale-only solution for values v + offset, as one for v."""
-    (scale, shift), covariance, weights, determined = solution
-    if offset == 0:
-        return solution
+    if domain == "log_depth":
+        return fit_line(v, y, share, loss, "intercept", logarithmic=True)
+    if v.min() > 0:
+        return fit_line(v, y, share, loss, "slope")
+    low, high = min(low, float(v.min())), max(high, float(v.max()))
+    offset = (high - low) / 7 - low if high > low else 1.0 - low
+    line = fit_line(v + offset, y, share, loss, "slope")
     turn = np.array([[1.0, 0.0], [offset, 1.0]])
-    return (scale, shift + scale * offset), turn @ covariance @ turn.T, weights, determined
+    return replace(line, intercept=line.slope * offset, covariance=turn @ line.covariance @ turn.T)
 
 
-def _usable(solution: _Solution, v: Array, domain: Domain) -> bool:
-    (scale, shift), covariance, _, _ = solution
-    if scale <= 0 or np.sqrt(covariance[0, 0]) > 0.5 * scale:
-        return False
-    return domain == "log_depth" or bool(np.median(scale * v + shift) > 0)
+# -- in words ---------------------------------------------------------------------------------------------------------
 
 
-def _solve(
-    v: Array,
-    y: Array,
-    sigma: Array,
-    start: tuple[float, float] | None,
-    domain: Domain,
-    robust: bool,
-    scale_only: bool = False,
-) -> _Solution:
-    """(scale, shift), covariance (2, 2), final robust weights (N,), verdict."""
-    theta = start
-    weights: Array = np.ones(len(v))
-    for _ in range(20 if robust else 1):
-        if theta is not None:
-            r = (theta[0] * v + theta[1] - y) / sigma
-            weights = tukey(r / max(mad(r), LEAST_SPREAD))
-        previous, theta = theta, _weighted(v, y, weights / sigma**2, domain, scale_only)
-        if previous is not None and np.allclose(previous, theta, rtol=1e-7, atol=1e-12):
-            break
-    r = (theta[0] * v + theta[1] - y) / sigma  # type: ignore[index]
-    spread = max(mad(r) if robust else float(np.sqrt(np.mean(r**2))), LEAST_SPREAD)
-    covariance = _covariance(v, weights / (sigma * spread) ** 2, domain, scale_only)
-    return theta, covariance, weights, "scale only" if scale_only else "scale and shift"  # type: ignore[return-value]
-
-
-def _weighted(v: Array, y: Array, w: Array, domain: Domain, scale_only: bool) -> tuple[float, float]:
-    """Closed-form weighted least squares. Scale only means a pure factor on z: the shift, in log depth."""
-    if scale_only:
-        if domain == "log_depth":
-            return 1.0, float((w * (y - v)).sum() / w.sum())
-        return float((w * v * y).sum() / max((w * v * v).sum(), 1e-300)), 0.0
-    total = w.sum()
-    mean_v, mean_y = (w * v).sum() / total, (w * y).sum() / total
-    scale = (w * (v - mean_v) * (y - mean_y)).sum() / max((w * (v - mean_v) ** 2).sum(), 1e-300)
-    return float(scale), float(mean_y - scale * mean_v)
-
-
-def _covariance(v: Array, w: Array, domain: Domain, scale_only: bool) -> Array:
-    """Inverse of the normal matrix; zero for what was not estimated."""
-    if scale_only:
-        information = np.array([0.0, w.sum()]) if domain == "log_depth" else np.array([(w * v * v).sum(), 0.0])
-        return np.diag([1 / i if i > 0 else 0.0 for i in information])
-    return np.linalg.pinv(np.array([[(w * v * v).sum(), (w * v).sum()], [(w * v).sum(), w.sum()]]))
-
-
-def _ransac(v: Array, y: Array, sigma: Array, domain: Domain, trials: int = 300) -> tuple[float, float] | None:
-    """The line through two cues that the median cue fits best (least median of squares, Rousseeuw 1984); seeded."""
-    if len(v) < 3:
-        return None
-    rng = np.random.default_rng(0)
-    i, j = rng.integers(len(v), size=(2, trials))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = (y[i] - y[j]) / (v[i] - v[j])  # (trials,)
-        shift = y[i] - scale * v[i]
-    good = np.isfinite(scale) & (scale > 0)
-    if not good.any():
-        return None
-    scale, shift = scale[good], shift[good]
-    some = rng.permutation(len(v))[:500]
-    r = np.abs(scale[:, None] * v[some] + shift[:, None] - y[some]) / sigma[some]  # (trials, M)
-    best = int(np.median(r, axis=1).argmin())
-    return float(scale[best]), float(shift[best])
+def _verdict(fit: AffineFit, trouble: str, z: Array, v: Array, share: Array) -> str:
+    """What the fit is worth, for people; z, v, share (M,) are depth, map value and relative sigma of the cues used."""
+    count = len(z)
+    source = f"from {count - fit.rejected} of {count} cue{'s' * (count > 1)}"
+    source += f" ({fit.rejected} rejected)" if fit.rejected else ""
+    if not trouble:
+        said = f"scale and shift {source}, which span {fit.span:.0%} of the depth range"
+    elif trouble == AS_ASKED:
+        said = f"scale only, {trouble}, {source}"
+    else:
+        said = f"shift not determined: {trouble}; scale only, {source}"
+    factor = fit.depth(v.astype(np.float32)) / z
+    agreeing = int((np.abs(factor - 1) < np.maximum(AGREEMENT, 2 * share)).sum())
+    if agreeing < LEAST_AGREEING * count:
+        return f"the cues contradict each other or the map: {agreeing} of {count} agree within {AGREEMENT:.0%}; {said}"
+    return f"{said}; none is left to check them" if count <= (1 if trouble else 2) else said

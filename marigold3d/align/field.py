@@ -16,11 +16,12 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
 from ..types import Array, FloatImage
-from .robust import mad, tukey
+from .robust import core_spread, tukey
 
 NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
 STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
 CUE_FLOOR = 0.03  # a cue is never trusted further than this share of its depth: the field is not meant to follow detail
+ROUNDS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class ScaleField:
 
     def at(self, uv: Array) -> Array:
         """Log factor (N,) at pixels uv (N, 2)."""
-        return _basis(uv, self.width, self.height, self.nodes.shape) @ self.nodes.ravel()
+        return basis(uv, self.width, self.height, self.nodes.shape) @ self.nodes.ravel()
 
     def _upsample(self, grid: Array) -> FloatImage:
         rows, columns = grid.shape
@@ -57,21 +58,32 @@ def grid_shape(width: int, height: int, columns: int) -> tuple[int, int]:
     return max(2, round(height / cell) + 1), max(2, round(width / cell) + 1)
 
 
-def fit_field(uv: Array, log_ratio: Array, sigma: Array, width: int, height: int, shape: tuple[int, int]) -> ScaleField:
+def fit_field(
+    uv: Array,
+    log_ratio: Array,
+    sigma: Array,
+    width: int,
+    height: int,
+    shape: tuple[int, int],
+    *,
+    trusted: NDArray[np.bool_] | None = None,
+    least_spread: float = 1.0,
+) -> ScaleField:
     """Field through log_ratio (N,) = log(z_cue / z_affine) at uv (N, 2), with relative standard deviations sigma (N,).
 
-    IRLS with Tukey's biweight; the robust scale is re-estimated from the residuals in every round.
+    IRLS with Tukey's biweight from the `trusted` cues (N,) bool, those the affine fit kept: begun from all, the field
+    would be drawn to outliers that it has the freedom to follow. Cues that agree with their neighbours come back in.
+    The spread of the residuals is re-estimated in every round; it is at least `least_spread` sigmas.
     """
-    B = _basis(uv, width, height, shape)  # (N, R*C), four entries a row
+    B = basis(uv, width, height, shape)  # (N, R*C), four entries a row
     prior = _prior(shape)  # (R*C, R*C)
     sigma = np.hypot(sigma, CUE_FLOOR)
-    weights = 1 / sigma**2
-    nodes = np.zeros(shape[0] * shape[1])
-    for _ in range(6):
+    weights = sigma**-2.0 if trusted is None else trusted / sigma**2
+    for _ in range(ROUNDS):
         factor = cho_factor((B.T @ B.multiply(weights[:, None])).toarray() + prior)
         nodes = cho_solve(factor, B.T @ (weights * log_ratio))
         r = (log_ratio - B @ nodes) / sigma
-        weights = tukey(r / max(mad(r), 1.0)) / sigma**2
+        weights = tukey(r / max(core_spread(r, 0), least_spread)) / sigma**2
     node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
     return ScaleField(nodes.reshape(shape), node_sigma.reshape(shape), width, height)
 
@@ -83,7 +95,7 @@ def _hat(x: Array, nodes: int) -> Array:
     return weights
 
 
-def _basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> csr_array:
+def basis(uv: Array, width: int, height: int, shape: tuple[int, int]) -> csr_array:
     """(N, R*C) sparse bilinear weights of pixels uv (N, 2)."""
     row, row_share = _cell(uv[:, 1] / height, shape[0])
     column, column_share = _cell(uv[:, 0] / width, shape[1])

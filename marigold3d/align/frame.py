@@ -13,6 +13,7 @@ from .robust import mad
 from .samples import sample
 
 FIELD_MIN_CUES = 30  # fewer leave most of the field to its prior
+FIELD_SPREAD = 1.5  # sigmas: a network errs by more than the cues, and where it does the field should follow
 SIGMA_FLOOR = 0.005  # no depth is claimed to be better than this share
 
 
@@ -57,7 +58,16 @@ def fit_frame(relative: RelativeDepth, cues: SparseCues, *, field: bool = True, 
     height, width = relative.values.shape
     ratio = np.log(cues.depth[usable] / z[usable])
     sigma = np.full(len(ratio), 0.02) if cues.sigma is None else cues.sigma[usable] / cues.depth[usable]
-    bend = fit_field(cues.uv[usable], ratio, sigma, width, height, grid_shape(width, height, columns))
+    bend = fit_field(
+        cues.uv[usable],
+        ratio,
+        sigma,
+        width,
+        height,
+        grid_shape(width, height, columns),
+        trusted=fit.inliers[usable],
+        least_spread=FIELD_SPREAD,
+    )
     return FrameAlignment(fit, bend, mad(ratio - bend.at(cues.uv[usable])))
 
 
