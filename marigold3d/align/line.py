@@ -25,7 +25,7 @@ LEAST_SPREAD = 0.01  # of a point's own sigma: residuals this small are rounding
 LEAST_LEVEL = 0.2  # of the median y: far below, errors no longer shrink with y
 ROUNDING = 1e-12
 ROUNDS = 30  # of reweighting, at most
-SETTLING = 6  # rounds in which the spread follows
+SETTLING = 6  # rounds in which the spread follows the fit
 FEW_TO_TRUST = 50  # points at which a point's own error counts as much as the mean of all
 
 Theta = tuple[float, float]
@@ -105,6 +105,7 @@ def _reweighted(
     """Line and standardised residuals (N,) by iteratively reweighted least squares.
 
     The spread follows the fit for some rounds, since that of the start's rough line is too large, then it is held.
+    Only then does Huber's loss take over: the outliers it does not ignore would inflate the spread.
     """
     theta, spread, precision = start, 1.0, sigma**-2.0
     reach, close = float(np.abs(x).max()), 1e-7 * float(sigma.min())
@@ -112,7 +113,8 @@ def _reweighted(
         r = residual(theta)
         if k < SETTLING:
             spread = max(core_spread(r, 2 if free == "both" else 1), LEAST_SPREAD)
-        before, theta = theta, _weighted(x, y, weight(r / spread, loss) * precision, free)
+        w = weight(r / spread, "tukey" if k < SETTLING else loss) * precision
+        before, theta = theta, _weighted(x, y, w, free)
         if k >= SETTLING and abs(theta[0] - before[0]) * reach + abs(theta[1] - before[1]) < close:
             break
     return theta, r / spread
