@@ -65,7 +65,7 @@ class MarigoldEstimator:
         self.steps = steps or self.model.default_steps
         self.ensemble, self.seed, self.noise = ensemble, seed, noise
         self.processing_resolution = _first(processing_resolution, self.model.default_resolution)
-        self._timesteps()  # now, so that an impossible number of steps is reported before any frame is read
+        self.timesteps()  # now, so that an impossible number of steps is reported before any frame is read
 
     def estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         """Depth of a batch: rgb (N, H, W, 3) uint8 sRGB -> N maps (H, W) in 0..1, independent of the batch.
@@ -102,9 +102,13 @@ class MarigoldEstimator:
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Depth (N, 1, 8h, 8w) float32 in 0..1 of a depth latent (N, C, h, w)."""
+        return self.decode_unclipped(latent).clip(0.0, 1.0)
+
+    def decode_unclipped(self, latent: torch.Tensor) -> torch.Tensor:
+        """The same, free to leave 0..1: clipped pixels would pass no gradient on."""
         code = (latent / self.model.vae.config.scaling_factor).to(self.dtype)
         image = self.model.vae.decode(code, return_dict=False)[0].float()  # (N, 3, 8h, 8w): depth, three times over
-        return (image.mean(dim=1, keepdim=True).clip(-1.0, 1.0) + 1.0) / 2.0
+        return (image.mean(dim=1, keepdim=True) + 1.0) / 2.0
 
     def predict_noise(self, image_latent: torch.Tensor, latent: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The U-Net's output (N, C, h, w) float32 at timestep t: noise, velocity or sample, as trained."""
@@ -114,23 +118,50 @@ class MarigoldEstimator:
 
     def denoise(self, image_latent: torch.Tensor, member: int = 0) -> torch.Tensor:
         """Depth latent (N, C, h, w) of ensemble member `member` beside an image latent (N, C, h, w)."""
-        generators = self._generators(len(image_latent), member)
-        latent = self._initial(image_latent, generators)
-        for t in self._timesteps():
+        latent, generators = self.start(image_latent, member)
+        for t in self.timesteps():
             output = self.predict_noise(image_latent, latent, t)
             # LCM adds noise between its steps; it takes it from the same generators, one a frame.
             latent = self.model.scheduler.step(output, t, latent, generator=generators, return_dict=False)[0]
         return latent
 
+    def image_latent(self, rgb: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Latent (N, C, ...) of frames (N, H, W, 3), and the size (h, w) they have at the network, without padding."""
+        h, w = fitted_size(rgb.shape[1], rgb.shape[2], self.processing_resolution)
+        image = resized(2.0 * rgb_tensor(rgb, self.device) - 1.0, (h, w), antialias=True)
+        return self.encode(padded_to_multiple(image, self.model.reduction)), (h, w)
+
+    def start(self, image_latent: torch.Tensor, member: int = 0) -> tuple[torch.Tensor, list[torch.Generator]]:
+        """Noise (N, C, h, w) that ensemble member `member` starts from, and the generators for what follows."""
+        generators = self._generators(len(image_latent), member)
+        return self._initial(image_latent, generators), generators
+
+    def timesteps(self, steps: int | None = None) -> torch.Tensor:
+        """(steps,) from noise to depth, the estimator's number unless given; resets the scheduler.
+
+        Raises UsageError for a number the scheduler cannot take.
+        """
+        steps = steps or self.steps
+        try:
+            self.model.scheduler.set_timesteps(steps, device=self.device)
+        except ValueError as error:
+            raise UsageError(f"{self.name} cannot take {steps} steps: lower --steps") from error
+        return self.model.scheduler.timesteps
+
+    def check_finite(self, depth: torch.Tensor) -> None:
+        """Raises ModelError unless all numbers are finite."""
+        if not bool(torch.isfinite(depth).all()):
+            precision = str(self.dtype).removeprefix("torch.")
+            remedy = "its weights are damaged" if self.dtype == torch.float32 else "use float32"
+            raise ModelError(f"{self.name} yields no finite depth in {precision}: {remedy}")
+
     def _estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         height, width = rgb.shape[1:3]
-        h, w = fitted_size(height, width, self.processing_resolution)
         with torch.no_grad():
-            image = resized(2.0 * rgb_tensor(rgb, self.device) - 1.0, (h, w), antialias=True)
-            image_latent = self.encode(padded_to_multiple(image, self.model.reduction))
+            image_latent, (h, w) = self.image_latent(rgb)
             members = [self.decode(self.denoise(image_latent, member)) for member in range(self.ensemble)]
             depth = torch.cat(members, dim=1)[:, :, :h, :w]  # (N, E, h, w), padding cut off
-        self._check_finite(depth)
+        self.check_finite(depth)
         return [self._merged(maps, (height, width)) for maps in depth]
 
     def _merged(self, maps: torch.Tensor, size: tuple[int, int]) -> RelativeDepth:
@@ -150,20 +181,6 @@ class MarigoldEstimator:
         if self.noise == "zeros":
             return torch.zeros_like(image_latent)
         return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)  # (N, C, h, w)
-
-    def _timesteps(self) -> torch.Tensor:
-        """(steps,) from noise to depth; resets the scheduler."""
-        try:
-            self.model.scheduler.set_timesteps(self.steps, device=self.device)
-        except ValueError as error:
-            raise UsageError(f"{self.name} cannot take {self.steps} steps: lower --steps") from error
-        return self.model.scheduler.timesteps
-
-    def _check_finite(self, depth: torch.Tensor) -> None:
-        if not bool(torch.isfinite(depth).all()):
-            precision = str(self.dtype).removeprefix("torch.")
-            remedy = "its weights are damaged" if self.dtype == torch.float32 else "use float32"
-            raise ModelError(f"{self.name} yields no finite depth in {precision}: {remedy}")
 
 
 def _check_settings(steps: int | None, ensemble: int, processing_resolution: int | None, noise: str) -> None:
