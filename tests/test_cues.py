@@ -264,6 +264,10 @@ def test_depth_maps_that_are_none(tmp_path: Path) -> None:
     refused("neither depth maps nor", "sub")
     as_npy(tmp_path / "sub" / "000003", a_depth_map())
     refused("none of its 1 depth maps", "sub")
+    as_npy(tmp_path / "sub" / "000005", a_depth_map())
+    as_png(tmp_path / "sub" / "000005_left", a_depth_map())
+    as_npy(tmp_path / "sub" / "confidence_5", a_depth_map())
+    refused("are both of frame 5", "sub")
     (tmp_path / "a.xyz").write_text("1 2 3")
     refused("unknown kind", "a.xyz")
     with pytest.raises(InputError, match="positive share"):
@@ -340,6 +344,12 @@ def test_clouds(tmp_path: Path, rng: np.random.Generator) -> None:
     (tmp_path / "p.las").write_bytes((tmp_path / "p.las").read_bytes()[:300])
     with pytest.raises(InputError, match="LAS"):
         read_cues(f"{tmp_path}/p.las", CLIP)
+    las.write(tmp_path / "p.las")
+    content = bytearray((tmp_path / "p.las").read_bytes())
+    content[100:104] = b"\xff" * 4  # four thousand million records before the points: laspy would read them all
+    (tmp_path / "p.las").write_bytes(content)
+    with pytest.raises(InputError, match="header is damaged"):
+        read_cues(f"{tmp_path}/p.las", CLIP)
 
 
 # -- foreign models ---------------------------------------------------------------------------------------------------
@@ -397,6 +407,20 @@ def test_a_damaged_colmap_model(tmp_path: Path, seen_by_all: np.ndarray, binary:
         file.write_bytes(content[: int(share * len(content))])
         with pytest.raises(InputError, match="m/"):
             read_cues(str(tmp_path / "m"), CLIP)
+
+
+def test_absurd_counts_in_a_colmap_model(tmp_path: Path, seen_by_all: np.ndarray) -> None:
+    """A track of 2^60 images asks for no memory; images without points, and points without images, are named."""
+    write_colmap_model(tmp_path / "m", seen_by_all, [f"{i:06d}.png" for i in INDICES], binary=True)
+    file = tmp_path / "m" / "points3D.bin"
+    whole = file.read_bytes()
+    track_length = 8 + 8 + 24 + 3 + 8  # after the count: id, x y z, colour, error
+    file.write_bytes(whole[:track_length] + (1 << 60).to_bytes(8, "little") + whole[track_length + 8 :])
+    with pytest.raises(InputError, match=r"points3D\.bin.*ends early"):
+        read_cues(str(tmp_path / "m"), CLIP)
+    file.write_bytes((1).to_bytes(8, "little") + (999).to_bytes(8, "little") + whole[16:track_length] + bytes(8))
+    with pytest.raises(InputError, match="see none of its points"):
+        read_cues(str(tmp_path / "m"), CLIP)
 
 
 def test_wrong_matches_of_a_model_are_dropped(tmp_path: Path, seen_by_all: np.ndarray) -> None:
@@ -644,6 +668,7 @@ def test_points_that_cannot_be_triangulated_are_named() -> None:
         ("a,0,0,2,99,10,10", "of frames not in use"),
         ("a,0,0,2,5,1000,10", "outside the image"),
         ("a,nan,0,2,5,10,10", "of points without coordinates"),
+        ("a,zero,0,2,5,10,10", "x of row 1 is 'zero'"),
     ],
 )
 def test_bad_control_points(tmp_path: Path, rows: str, says: str) -> None:

@@ -4,16 +4,19 @@ from .clip_frames import ClipFrames
 from .control_points import ControlPoints
 from .georeference import Georeference, georeference
 from .measure import Measurement, ScaleEstimate, distance, parse_measure, scale_from_measures
-from .read import read_cues
+from .read import CountedSource, read_cues
 from .scale import MetricScale, metric_scale
+from .tally import Tally
 
 __all__ = [
     "ClipFrames",
     "ControlPoints",
+    "CountedSource",
     "Georeference",
     "Measurement",
     "MetricScale",
     "ScaleEstimate",
+    "Tally",
     "distance",
     "georeference",
     "metric_scale",

@@ -50,10 +50,11 @@ class ClipFrames:
 
         A clip's own image names go before numbers: "7.jpg" of a folder of images need not be its eighth.
         """
-        named = [self._by_name.get(Path(label).stem, NOT_USED) for label in labels]
-        if any(position != NOT_USED for position in named):
-            return np.array(named, np.int64)
-        return self.positions(_number(label) for label in labels)
+        distinct = set(labels)  # a table says its few frames many times
+        position = {label: self._by_name.get(Path(label).stem, NOT_USED) for label in distinct}
+        if all(p == NOT_USED for p in position.values()):
+            position = {label: self._by_index.get(_number(label), NOT_USED) for label in distinct}
+        return np.array([position[label] for label in labels], np.int64)
 
     def to_maps(self, uv: Array) -> Array:
         """Pixels (N, 2) of the depth maps from pixels (N, 2) of the clip's own frames."""

@@ -35,7 +35,7 @@ def table_control_points(table: Table, clip: ClipFrames, share: float | None) ->
         places.setdefault(name, row)
     origin_lla = None
     if geographic:
-        places, origin_lla = _to_local(places)
+        places, origin_lla = _to_local(table.path, places)
         rows = np.stack([to_enu(row, np.array(origin_lla)) for row in rows])
     for name, row in zip(names, rows, strict=True):
         if np.abs(row - places[name]).max() > SAME_PLACE_M:
@@ -48,13 +48,13 @@ def json_control_points(path: Path, content: dict[str, Any], clip: ClipFrames, s
     """OpenSfM's format: points with a position (degrees, or x, y, z in metres) and observations in its coordinates."""
     try:
         rows = [
-            (str(seen["shot_id"]), str(point["id"]), *map(float, seen["projection"]))
+            (str(seen["shot_id"]), str(point["id"]), float(seen["projection"][0]), float(seen["projection"][1]))
             for point in content["points"]
             for seen in point.get("observations", ())
         ]
         places = {str(p["id"]): _place(p) for p in content["points"]}
         geographic = any("latitude" in (p.get("position") or {}) for p in content["points"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: not control points of OpenSfM ({error!r}); see its ground_control_points.json"
         ) from error
@@ -62,7 +62,7 @@ def json_control_points(path: Path, content: dict[str, Any], clip: ClipFrames, s
         raise InputError(f"{path}: no control point is observed; add observations with shot_id and projection")
     origin_lla = None
     if geographic:
-        places, origin_lla = _to_local(places)
+        places, origin_lla = _to_local(path, places)
     frames, names, x, y = (list(column) for column in zip(*rows, strict=True))
     uv = pixels_of(np.array([x, y], np.float64).T, np.array(clip.source_size, np.float64))
     return control_points(str(path), places, Observations(frames, names, clip.to_maps(uv)), clip, share, origin_lla)
@@ -75,9 +75,12 @@ def _place(point: dict[str, Any]) -> Array:
     return np.array([float(position.get(key, np.nan)) for key in order])
 
 
-def _to_local(places: Places) -> tuple[Places, tuple[float, float, float]]:
+def _to_local(path: Path, places: Places) -> tuple[Places, tuple[float, float, float]]:
     """East, north, up in metres of geographic places, about their mean, and that place."""
     known = np.array([lla for lla in places.values() if np.all(np.isfinite(lla))])
     origin = known.mean(0) if len(known) else np.zeros(3)
     latitude, longitude, altitude = origin.tolist()
-    return {name: to_enu(lla, origin) for name, lla in places.items()}, (latitude, longitude, altitude)
+    try:
+        return {name: to_enu(lla, origin) for name, lla in places.items()}, (latitude, longitude, altitude)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

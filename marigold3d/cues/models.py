@@ -34,6 +34,8 @@ def model_cues(path: Path, model: ObservedModel, clip: ClipFrames, units: Units,
     used = row_of_position >= 0
     position_of_image[row_of_position[used]] = np.flatnonzero(used)
     _check_views(path, model, position_of_image, clip)
+    if not np.isfinite(model.reprojection_px).any():
+        raise InputError(f"{path}: all of its points lie behind the cameras that see them; export the model again")
     error_px = max(LEAST_ERROR_PX, float(np.nanmedian(model.reprojection_px)))
     sin_angle = model.sin_angle[model.seen_point]
     rows = CueRows(

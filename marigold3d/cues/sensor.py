@@ -26,7 +26,15 @@ def read_sensor_folder(folder: Path, clip: ClipFrames, units: Units, share: floa
     """
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in DEPTH_SUFFIXES and not f.name.startswith("."))
     positions = clip.positions_of([f.name for f in files])
-    matched = {int(p): f for p, f in zip(positions, files, strict=True) if p != NOT_USED}
+    matched: dict[int, Path] = {}
+    for position, file in zip(positions.tolist(), files, strict=True):
+        if position in matched:
+            raise InputError(
+                f"{folder}: {matched[position].name} and {file.name} are both of frame {clip.indices[position]}: keep "
+                "one depth map a frame in the folder"
+            )
+        if position != NOT_USED:
+            matched[position] = file
     if not matched:
         raise InputError(
             f"{folder}: none of its {len(files)} depth maps belongs to a frame in use ({clip.range_text()}): name them "

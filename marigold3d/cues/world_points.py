@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ CLOUD_SUFFIXES = (".ply", ".las", ".laz")
 SEEN_THROUGH = 1.15  # a point this much farther than another close by in the image is behind that one's surface
 CELL = 0.008  # of the image's width: "close by" is the same or a neighbouring cell of this size
 MAX_CUES = 5000  # of a frame; more are thinned to one a cell of a regular grid
+LAS_COUNTS = struct.Struct("<96xII")  # of a LAS header: offset of the points, number of the records before them
+LAS_RECORD_BYTES = 54  # of the shortest such record
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,16 @@ def _read_las(path: Path) -> Array:
     except ImportError as error:
         raise InputError(f"{path}: LAS files need laspy: pip install 'marigold3d[export]'") from error
     try:
+        _check_las_header(path)
         xyz: Any = laspy.read(path).xyz
-    except Exception as error:  # laspy and its decompressors raise errors of many kinds, some their own
+    except Exception as error:  # laspy and its decompressors raise errors of many kinds
         raise InputError(f"{path}: not a readable LAS file ({error}); export it again") from error
     return np.asarray(xyz, np.float64)
+
+
+def _check_las_header(path: Path) -> None:
+    """ValueError where the header counts more records than the file can hold, which laspy would go on looking for."""
+    with path.open("rb") as file:
+        to_points, records = LAS_COUNTS.unpack(file.read(LAS_COUNTS.size))
+    if not LAS_RECORD_BYTES * records <= to_points <= path.stat().st_size:
+        raise ValueError("its header is damaged")

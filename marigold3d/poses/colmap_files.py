@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,11 +55,15 @@ def read_model(folder: Path) -> ColmapModel:
     return ColmapModel(tuple(name for name, *_ in images), image_poses(images_file, images), camera)
 
 
-def read_images(file: Path) -> list[ImageRow]:
-    """Registered images of an images.txt or images.bin; InputError when it is damaged or empty."""
+def read_images(file: Path, *, with_points: bool = False) -> list[ImageRow]:
+    """Registered images of an images.txt or images.bin, their 2D points left empty unless wanted: those fill memory.
+
+    Raises InputError when the file is damaged or empty.
+    """
     try:
         with file.open("rb") as stream:
-            images = list(_binary_images(stream) if file.suffix == ".bin" else _text_images(stream))
+            rows = _binary_images(stream) if file.suffix == ".bin" else _text_images(stream)
+            images = [(name, camera, pose, raw if with_points else b"") for name, camera, pose, raw in rows]
     except (OSError, ValueError, struct.error, IndexError) as error:
         raise InputError(f"{file}: not a readable COLMAP image list ({error}); export the model again") from error
     if not images:
@@ -115,7 +120,10 @@ def intrinsics(file: Path, row: CameraRow) -> Intrinsics:
                 f"{file}: camera model {model} with {len(p)} parameters is not supported: undistort first (colmap "
                 "image_undistorter)"
             )
-    return Intrinsics(fx, fy, cx, cy, width, height, distortion if any(distortion) else None)
+    try:
+        return Intrinsics(fx, fy, cx, cy, width, height, distortion if any(distortion) else None)
+    except InputError as error:  # which does not know the file
+        raise InputError(f"{file}: {error}; export the model again") from None
 
 
 def _text_cameras(file: BinaryIO) -> Iterator[CameraRow]:
@@ -135,6 +143,13 @@ def _content(file: BinaryIO) -> Iterator[str]:
     return (line for raw in file if not (line := raw.decode("utf-8")).startswith("#"))
 
 
+def read_exactly(file: BinaryIO, size: int) -> bytes:
+    """`size` bytes; ValueError when so many are not left, before memory for them is asked for."""
+    if size > os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError("it ends early")
+    return file.read(size)
+
+
 def _unpack(file: BinaryIO, layout: str) -> tuple[float, ...]:
     return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
 
@@ -151,10 +166,7 @@ def _binary_images(file: BinaryIO) -> Iterator[ImageRow]:
         _, *pose, camera_id = _unpack(file, "I7dI")
         name = b"".join(iter(lambda: _character(file), b"\0")).decode("utf-8")
         (points,) = struct.unpack("<Q", file.read(8))
-        raw = file.read(24 * points)
-        if len(raw) < 24 * points:
-            raise ValueError("it ends early")
-        yield name, int(camera_id), tuple(pose), raw
+        yield name, int(camera_id), tuple(pose), read_exactly(file, 24 * points)
 
 
 def _character(file: BinaryIO) -> bytes:

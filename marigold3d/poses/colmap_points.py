@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..types import Array
-from .colmap_files import image_poses, intrinsics, read_cameras, read_images
+from .colmap_files import image_poses, intrinsics, read_cameras, read_exactly, read_images
 from .observed import ObservedModel
 
 OBSERVATION = np.dtype([("uv", "<f8", 2), ("point", "<i8")])
@@ -27,7 +27,7 @@ def read_observed_colmap(folder: Path) -> ObservedModel:
     """The model in `folder` (where cameras.* is); InputError when a file is missing or damaged, or nothing is seen."""
     end = "bin" if (folder / "cameras.bin").is_file() else "txt"
     images_file = folder / f"images.{end}"
-    images = read_images(images_file)
+    images = read_images(images_file, with_points=True)
     cameras = read_cameras(folder / f"cameras.{end}")
     missing = {camera_id for _, camera_id, *_ in images} - set(cameras)
     if missing:
@@ -40,6 +40,8 @@ def read_observed_colmap(folder: Path) -> ObservedModel:
     at = np.searchsorted(ids[order], observations["point"]).clip(max=len(ids) - 1)
     point = order[at]
     known = ids[point] == observations["point"]  # features that became no point carry -1
+    if not known.any():
+        raise InputError(f"{folder}: its images see none of its points; export the model again")
     return ObservedModel(
         tuple(name for name, *_ in images),
         image_poses(images_file, images),
@@ -56,18 +58,18 @@ def _read_points(file: Path) -> tuple[NDArray[np.int64], Array]:
     try:
         with file.open("rb") as stream:
             rows = list(_binary_points(stream) if file.suffix == ".bin" else _text_points(stream))
-    except (OSError, ValueError, struct.error, IndexError) as error:
+        ids = np.array([number for number, _ in rows], np.int64)
+    except (OSError, ValueError, struct.error, IndexError, OverflowError) as error:
         raise InputError(f"{file}: not a readable COLMAP point list ({error}); export the model again") from error
     if not rows:
         raise InputError(f"{file}: the model has no points; reconstruct again")
-    return np.array([number for number, _ in rows], np.int64), np.array([xyz for _, xyz in rows])
+    return ids, np.array([xyz for _, xyz in rows])
 
 
 def _binary_points(stream: BinaryIO) -> Iterator[tuple[int, tuple[float, ...]]]:
     for _ in range(struct.unpack("<Q", stream.read(8))[0]):
         number, x, y, z, *_, length = POINT_HEAD.unpack(stream.read(POINT_HEAD.size))
-        if len(stream.read(TRACK_BYTES * length)) < TRACK_BYTES * length:
-            raise ValueError("it ends early")
+        read_exactly(stream, TRACK_BYTES * length)
         yield number, (x, y, z)
 
 

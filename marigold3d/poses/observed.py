@@ -39,18 +39,21 @@ class ObservedModel:
     def reprojection_px(self) -> Array:
         """(O,) distance between an observation and the projection of its point; NaN behind the camera."""
         projected = np.full(self.uv.shape, np.nan)
-        for i, camera in enumerate(self.cameras):
-            of_image = self.seen_image == i
-            projected[of_image] = project(self._in_cameras[of_image], camera)
-        return np.linalg.norm(projected - self.uv, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged model has any numbers
+            for i, camera in enumerate(self.cameras):
+                of_image = self.seen_image == i
+                projected[of_image] = project(self._in_cameras[of_image], camera)
+            return np.linalg.norm(projected - self.uv, axis=1)
 
     @cached_property
     def sin_angle(self) -> Array:
         """(P,) sine of the widest angle under which a point was seen."""
-        return widest_sine(self.T_world_camera[:, :3, 3], self.points, self.seen_image, self.seen_point)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return widest_sine(self.T_world_camera[:, :3, 3], self.points, self.seen_image, self.seen_point)
 
     @cached_property
     def _in_cameras(self) -> Array:
         """(O, 3) the observed points in the frames of the cameras that saw them."""
         T = inverse(self.T_world_camera)[self.seen_image]  # (O, 4, 4)
-        return np.einsum("oij,oj->oi", T[:, :3, :3], self.points[self.seen_point]) + T[:, :3, 3]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.einsum("oij,oj->oi", T[:, :3, :3], self.points[self.seen_point]) + T[:, :3, 3]

@@ -80,7 +80,10 @@ def _camera(path: Path, entry: dict[str, Any]) -> Intrinsics:
     cx, cy = pixels_of(offset, np.array([width, height]))
     k1, k2, p1, p2 = (float(entry.get(name, 0.0)) for name in ("k1", "k2", "p1", "p2"))
     distortion = (k1, k2, p1, p2)
-    return Intrinsics(fx, fy, float(cx), float(cy), width, height, distortion if any(distortion) else None)
+    try:
+        return Intrinsics(fx, fy, float(cx), float(cy), width, height, distortion if any(distortion) else None)
+    except InputError as error:  # which does not know the file
+        raise InputError(f"{path}: {error}") from None
 
 
 def _tracks(path: Path) -> list[tuple[str, str, float, float]]:
