@@ -27,6 +27,7 @@ CONFINED = {  # third party: where it may be imported, at module level or inside
     "pycolmap": ("poses/",),
     "open3d": ("poses/odometry.py", "fusion/", "view.py"),
     "zarr": ("store.py",),
+    "matplotlib": ("align/plot.py",),
     "napari": (),
     "magicgui": (),
     "accelerate": ("depth/",),
