@@ -32,8 +32,13 @@ def steady_line(x: Array, y: Array, logarithmic: bool) -> tuple[float, float] | 
         return None
     slope = slope[good]
     intercept = y[i[good]] - slope * x[i[good]]
-    line = np.multiply.outer(slope, x[judges]) + intercept[:, None]  # (trials, judges)
-    r = np.abs(line - y[judges] if logarithmic else np.log(np.maximum(line / y[judges], 1e-6)))
+    x, y = x[judges], y[judges]
+    if logarithmic:
+        r = np.multiply.outer(slope, x) + intercept[:, None] - y  # (trials, judges)
+    else:  # in float32: most of the time of a fit goes into this logarithm
+        ratio = np.multiply.outer(slope, x / y) + np.multiply.outer(intercept, 1 / y)
+        r = np.log(np.maximum(ratio, 1e-6).astype(np.float32))
+    r = np.abs(r)
     middle = len(judges) // 2
     least = float(np.partition(r, middle, axis=1)[:, middle].min())
     tolerance = CLOSE * max(1.4826 * (1 + 5 / len(judges)) * least, NETWORK)

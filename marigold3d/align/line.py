@@ -25,6 +25,7 @@ LEAST_SPREAD = 0.01  # of a point's own sigma: residuals this small are rounding
 LEAST_LEVEL = 0.2  # of the median y: far below, errors no longer shrink with y
 ROUNDING = 1e-12
 ROUNDS = 30  # of reweighting, at most
+CLOSE = 1e-6  # of a sigma: where the line moves by less, the rounds end
 SETTLING = 6  # rounds in which the spread follows the fit
 FEW_TO_TRUST = 50  # points at which a point's own error counts as much as the mean of all
 
@@ -108,7 +109,7 @@ def _reweighted(
     Only then does Huber's loss take over: the outliers it does not ignore would inflate the spread.
     """
     theta, spread, precision = start, 1.0, sigma**-2.0
-    reach, close = float(np.abs(x).max()), 1e-7 * float(sigma.min())
+    reach, close = float(np.abs(x).max()), CLOSE * float(sigma.min())
     for k in range(ROUNDS):
         r = residual(theta)
         if k < SETTLING:
