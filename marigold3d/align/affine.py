@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import GeometryError
 from ..types import Array, DepthMap, Domain, FloatImage, RelativeDepth, SparseCues
 from .domains import dy_dz, from_domain, to_domain
+from .identifiability import doubt, share_spanned, too_little, value_range
 from .line import Line, fit_line
 from .robust import Loss, mad
 from .samples import sample
@@ -22,11 +23,8 @@ from .samples import sample
 Determined = Literal["scale and shift", "scale only"]
 
 UNSTATED_SIGMA = 0.02  # relative standard deviation of cues that come without one
-MIN_SPAN = 0.05  # cues that span less of the map's 2-98 % range leave the shift open
-MOST_DOUBT = 0.5  # a scale less certain than this share of itself is noise
 AGREEMENT = 0.25  # a cue within this share of the fitted depth agrees with it
 LEAST_AGREEING = 0.55  # of the cues: fewer mean that the cues contradict each other
-RANGE_PIXELS = 3000  # of the map, to see its range of values
 AS_ASKED = "as asked"
 FAR_FACTOR = 20.0  # depth beyond this multiple of the farthest cue is not trusted (sky, disparity near zero)
 
@@ -89,14 +87,14 @@ def fit_affine(
     cue falls on a valid pixel.
     """
     v, y, share, used = _observations(relative, cues)
-    low, high = _range(relative, v)
-    span = _span(v, low, high)
+    low, high = value_range(relative, v)
+    span = share_spanned(v, low, high)
     chosen = loss if robust else None
-    trouble = AS_ASKED if scale_only else _too_little(span)
+    trouble = AS_ASKED if scale_only else too_little(span)
     line = None if trouble else fit_line(v, y, share, chosen, logarithmic=relative.domain == "log_depth")
     if line is not None:
-        span = _span(v[line.agrees], low, high)
-        trouble = _too_little(span) or _doubt(line, v, relative.domain)
+        span = share_spanned(v[line.agrees], low, high)
+        trouble = too_little(span) or doubt(line, v, relative.domain)
     if line is None or trouble:
         line = _factor(v, y, share, chosen, relative.domain, low, high)
     z = np.asarray(cues.depth)[used]
@@ -142,38 +140,6 @@ def _why_none(relative: RelativeDepth, cues: SparseCues) -> str:
     if not inside.any():
         return f"all {len(cues)} lie outside its {width}x{height} pixels; check the image size and pose they are for"
     return f"the {inside.sum()} inside it lie where the network gave no depth"
-
-
-def _range(relative: RelativeDepth, v: Array) -> tuple[float, float]:
-    """2nd and 98th percentile of the map's values, from a few thousand of its pixels; the cues' if all are NaN."""
-    step = max(1, int(np.sqrt(relative.values.size / RANGE_PIXELS)))
-    some = relative.values[step // 2 :: step, step // 2 :: step].ravel()
-    some = np.sort(some[np.isfinite(some)])
-    if len(some) == 0:
-        return float(v.min()), float(v.max())
-    return float(some[int(0.02 * (len(some) - 1))]), float(some[int(np.ceil(0.98 * (len(some) - 1)))])
-
-
-def _span(v: Array, low: float, high: float) -> float:
-    """The cues' 5-95 % range of relative values as a share of the map's; of eight or more, no single one makes it."""
-    v = np.sort(v)
-    spare = max(int(0.05 * (len(v) - 1)), int(len(v) >= 8))
-    return float(v[len(v) - 1 - spare] - v[spare]) / (high - low) if high > low else 0.0
-
-
-def _too_little(span: float) -> str:
-    return "" if span >= MIN_SPAN else f"cues span {span:.0%} of the depth range"
-
-
-def _doubt(line: Line, v: Array, domain: Domain) -> str:
-    """Why the line is no alignment; empty where it is one."""
-    if line.slope <= 0:
-        return "the cues' depth falls where the map's rises"
-    if np.sqrt(line.covariance[0, 0]) > MOST_DOUBT * line.slope:
-        return f"the scale is uncertain by {min(np.sqrt(line.covariance[0, 0]) / line.slope, 9.99):.0%}"
-    if domain != "log_depth" and np.median(line.slope * v + line.intercept) <= 0:
-        return "the fitted depth is negative"
-    return ""
 
 
 # -- scale only -------------------------------------------------------------------------------------------------------
