@@ -259,9 +259,10 @@ def test_weights_stay_as_they_are(marigold_checkpoint: Path, rgb: Image, rng: np
         assert not network.is_gradient_checkpointing
 
 
-def test_half_precision(marigold_checkpoint: Path, rgb: Image, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(marigold_checkpoint: Path, rgb: Image, rng: np.random.Generator, dtype: str) -> None:
     cues = smooth_cues(rng)
-    estimator = MarigoldEstimator(marigold_checkpoint, device="cpu", dtype="bfloat16")
+    estimator = MarigoldEstimator(marigold_checkpoint, device="cpu", dtype=dtype)
     guided = GuidedEstimator(estimator, steps=8, **KEEN).align(rgb, cues)
     assert cue_error(guided.depth.depth, cues) < 0.7 * unguided_error(estimator, rgb, cues, 8)
 

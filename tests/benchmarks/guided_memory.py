@@ -1,7 +1,7 @@
 """Seconds a step and peak memory of guided sampling, with and without checkpointing: a Markdown table.
 
     python tests/benchmarks/guided_memory.py            networks of the test fixtures' size
-    python tests/benchmarks/guided_memory.py --large    also Stable Diffusion 2's size, float32: needs up to 12 GB
+    python tests/benchmarks/guided_memory.py --large    also Stable Diffusion 2's size, float32: takes 6 GB
 
 Each case runs in a process of its own, on random weights, which cost the same as trained ones. A step is one of the
 sampler's (U-Net and decoder, forward and backward); a correction is one through the decoder alone. The fastest but the
