@@ -1,0 +1,395 @@
+"""The joint alignment of a clip: `solve_clip` takes relative depth, cues and camera poses (or optical flow), and gives
+every frame's scale, shift and log-scale field, with covariances and a verdict on what was determined."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GeometryError, UsageError
+from ..progress import Progress, Steps
+from ..progress import run as drive
+from ..rigid import inverse
+from ..types import Array, DepthMap, Domain, Intrinsics, RelativeDepth, SparseCues
+from .affine import FAR_FACTOR, UNSTATED_SIGMA, AffineFit, fit_affine
+from .field import ScaleField
+from .flow import FlowBetween
+from .frame import FrameAlignment
+from .grid import Float32, SampleGrid, ValueRange, log_depth
+from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_residuals, in_threads
+from .links import Rays, Residuals, Surface, by_flow, by_pose
+from .robust import mad
+from .samples import sample
+from .solve import Solution, assumed, scale_from_parallax, solve_stretch, start_values
+
+CORRELATED = 4.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
+LEAST_CUES = 5  # agreeing cues a frame needs to start from its own fit
+IN_MEMORY = 2**29  # bytes of samples; those of longer clips wait on disk
+NO_CUES = SparseCues.empty()
+
+
+@dataclass(frozen=True, eq=False)
+class Flicker:
+    """How much depth jumps from each frame to the next (T-1,), as log ratios; NaN where nothing is linked."""
+
+    before: Array  # each frame aligned on its own
+    after: Array
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "before": _mean(self.before),
+            "after": _mean(self.after),
+            "series_before": np.round(self.before, 5).tolist(),
+            "series_after": np.round(self.after, 5).tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """A clip's alignment: one entry a frame, None for a frame that nothing ties to the scene or that has no depth.
+
+    segment (T,): frames of one number share a scale; those of different ones do not, unless cues gave it. used,
+    rejected (T,): cues a frame has, and those of them that disagree. units_known: cues gave the scale of every segment.
+    """
+
+    frames: list[FrameAlignment | None]
+    segment: NDArray[np.int64]
+    cues: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    flicker: Flicker
+    link_spread: float
+    scaled_by_cues: bool
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def apply(self, position: int, relative: RelativeDepth) -> DepthMap:
+        """Depth of a frame in scene units; nowhere valid for a frame that is not aligned."""
+        frame = self.frames[position]
+        if frame is None:
+            nowhere = np.zeros_like(relative.values)
+            return DepthMap(nowhere, nowhere > 0, nowhere)
+        return frame.apply(relative)
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many frames were determined how."""
+        return dict(Counter("not aligned" if f is None else f.fit.determined for f in self.frames))
+
+    def as_dict(self) -> dict[str, object]:
+        """The report: a row a frame, and flicker."""
+        fits = [None if f is None else f.fit for f in self.frames]
+
+        def column(of: Callable[[AffineFit], float]) -> list[float | None]:
+            return [None if f is None else float(f"{of(f):.6g}") for f in fits]
+
+        return {
+            "frames": {
+                "position": list(range(len(fits))),
+                "scale": column(lambda f: f.scale),
+                "scale_sigma": column(lambda f: np.sqrt(f.covariance[0, 0])),
+                "shift": column(lambda f: f.shift),
+                "shift_sigma": column(lambda f: np.sqrt(f.covariance[1, 1])),
+                "determined": ["not aligned" if f is None else f.determined for f in fits],
+                "cues": self.cues.tolist(),
+                "rejected": self.rejected.tolist(),
+                "segment": self.segment.tolist(),
+            },
+            "flicker": self.flicker.as_dict(),
+        }
+
+
+def solve_clip(
+    relative: Sequence[RelativeDepth],
+    cues: Mapping[int, SparseCues] | None = None,
+    *,
+    camera: Intrinsics | None = None,
+    T_world_camera: Array | None = None,
+    flow: FlowBetween | None = None,
+    cuts: Iterable[int] = (),
+    settings: JointSettings = JointSettings(),  # noqa: B008 (frozen)
+) -> Alignment:
+    """Align all T frames of a clip at once.
+
+    relative: the network's maps, all of one size and domain; any sequence, so that they may lie on disk. cues: known
+    depths by position, in the units of the poses. What ties the frames together is either `camera` with T_world_camera
+    (T, 4, 4) - equal poses for a camera that stood still - or `flow`; with neither, every frame has only its own cues
+    and a weak tie to its neighbours. cuts: positions that start a new scene, which is solved apart.
+
+    Without cues the result is consistent, and its scale is that of the poses if they have parallax, else arbitrary.
+    Raises GeometryError when there is nothing to align or nothing to go by, UsageError for arguments at odds.
+    """
+    return drive(
+        solve_clip_steps(
+            relative, cues, camera=camera, T_world_camera=T_world_camera, flow=flow, cuts=cuts, settings=settings
+        )
+    )
+
+
+def solve_clip_steps(
+    relative: Sequence[RelativeDepth],
+    cues: Mapping[int, SparseCues] | None = None,
+    *,
+    camera: Intrinsics | None = None,
+    T_world_camera: Array | None = None,
+    flow: FlowBetween | None = None,
+    cuts: Iterable[int] = (),
+    settings: JointSettings = JointSettings(),  # noqa: B008 (frozen)
+) -> Steps[Alignment]:
+    """`solve_clip` as a generator of Progress."""
+    if (T_world_camera is None) != (camera is None):
+        raise UsageError("camera poses and intrinsics go together: give both, or neither")
+    if T_world_camera is not None and len(T_world_camera) != len(relative):
+        raise UsageError(f"there are {len(relative)} depth maps but {len(T_world_camera)} camera poses")
+    clip = yield from _read(relative, cues or {}, settings)
+    if not clip.fits and T_world_camera is None and flow is None:
+        raise GeometryError("nothing to align by: there are no cues, no camera poses and no optical flow")
+    link = _link(clip.grid, camera, T_world_camera, flow)
+    starts = [0, *sorted(set(cuts) - {0}), len(relative)]
+    parts = []
+    for first, last in pairwise(starts):
+        parts.append((yield from _solve_segment(clip, link, first, last, settings, _moving(T_world_camera))))
+    return _alignment(clip, parts, starts)
+
+
+# -- reading the clip -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Clip:
+    """What the solve needs: normalised samples (T, N), cues and the fits of frames to them, by position."""
+
+    values: Float32
+    rows: dict[int, CueRows]
+    used: dict[int, NDArray[np.intp]]  # which of a frame's cues lie on depth
+    cues: Mapping[int, SparseCues]
+    fits: dict[int, AffineFit]
+    grid: SampleGrid
+    range: ValueRange
+    domain: Domain
+
+
+def _read(relative: Sequence[RelativeDepth], cues: Mapping[int, SparseCues], settings: JointSettings) -> Steps[_Clip]:
+    """One pass over the clip. Frames are let go of as soon as their samples are taken."""
+    if len(relative) == 0:
+        raise GeometryError("there are no depth maps to align")
+    first = relative[0]
+    height, width = first.values.shape
+    grid = SampleGrid.of(width, height, settings.samples, settings.field_columns)
+    values = _frames_of_samples(len(relative), len(grid))
+    at_cues: dict[int, Float32] = {}
+    used: dict[int, NDArray[np.intp]] = {}
+    fits: dict[int, AffineFit] = {}
+    for i in range(len(relative)):
+        frame = relative[i]
+        if frame.values.shape != first.values.shape or frame.domain != first.domain:
+            raise UsageError(f"depth map {i} differs in size or domain from the first: a clip has one of each")
+        values[i] = grid.samples(frame)
+        own = cues.get(i, NO_CUES)
+        if len(own):
+            v = sample(frame.values, own.uv)
+            used[i] = np.flatnonzero(np.isfinite(v))
+            at_cues[i] = v[used[i]]
+        if len(used.get(i, ())):
+            fits[i] = fit_affine(frame, own)
+        yield Progress("align", i + 1, len(relative))
+    if not np.isfinite(values).any():
+        raise GeometryError("no frame has any depth, so there is nothing to align")
+    low_high = ValueRange.of(values, first.domain)
+    for row in values:
+        row[:] = low_high.normalised(row)
+    rows = {i: _rows(low_high.normalised(at_cues[i]), cues[i].select(used[i])) for i in fits}
+    return _Clip(values, rows, used, cues, fits, grid, low_high, first.domain)
+
+
+def _frames_of_samples(frames: int, samples: int) -> Float32:
+    """(frames, samples) to be filled: in memory, or of a long clip in a file without a name."""
+    if frames * samples * 4 <= IN_MEMORY:
+        return np.empty((frames, samples), np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(frames, samples))
+
+
+def _rows(v: Float32, cues: SparseCues) -> CueRows:
+    share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
+    return CueRows(v, np.log(cues.depth).astype(np.float32), share.astype(np.float32), cues.uv.astype(np.float32))
+
+
+def _link(grid: SampleGrid, camera: Intrinsics | None, T_world_camera: Array | None, flow: FlowBetween | None) -> Link:
+    """How frames are tied: by poses, by optical flow, or not at all."""
+    if camera is not None and T_world_camera is not None:
+        rays = Rays(camera.scaled_to(grid.width, grid.height), grid)
+        T_camera_world = [inverse(T) for T in T_world_camera]
+
+        def posed(i: int, j: int, a: Surface, b: Surface, hidden: float, every: int) -> Residuals | None:
+            return by_pose(a, b, T_camera_world[j] @ T_world_camera[i], rays, grid, hidden, every)
+
+        return posed
+    if flow is None:
+        return lambda i, j, a, b, hidden, every: None
+    between = lru_cache(4096)(lambda i, j: None if (f := flow(i, j)) is None else f.cells(grid))
+
+    def flowing(i: int, j: int, a: Surface, b: Surface, hidden: float, every: int) -> Residuals | None:
+        found = between(i, j)
+        return None if found is None else by_flow(a, b, *found, grid, every)
+
+    return flowing
+
+
+# -- solving and reading off ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """A solved stretch with what it started from: theta of each frame aligned on its own, and who is tied to whom."""
+
+    stretch: Stretch
+    solution: Solution
+    alone: Array
+    tied: NDArray[np.bool_]
+
+
+def _solve_segment(
+    clip: _Clip, link: Link, first: int, last: int, settings: JointSettings, moving: bool
+) -> Steps[_Segment]:
+    cues = {i - first: rows for i, rows in clip.rows.items() if first <= i < last}
+    own = {i - first: _theta_of(fit, clip.range) for i, fit in clip.fits.items() if first <= i < last}
+    known = np.zeros((last - first, 2), bool)
+    for i in own:
+        fit = clip.fits[i + first]
+        enough = int(fit.inliers.sum()) >= LEAST_CUES
+        known[i] = True, enough and fit.determined == "scale and shift"
+    stretch = Stretch(
+        clip.values[first:last],
+        cues,
+        lambda i, j, a, b, hidden, every: link(i + first, j + first, a, b, hidden, every),
+        clip.grid,
+        clip.domain,
+        settings,
+    )
+    sure = {i: own[i] for i in np.flatnonzero(known[:, 1]).tolist()} or own
+    start, tied = start_values(stretch, sure)
+    if moving and not own:
+        start = scale_from_parallax(stretch, start)
+        known[:] = True
+    stretch = replace(stretch, y_unit=_typical_y(stretch, start))
+    alone = start.copy()
+    for i in range(len(alone)):
+        alone[i, :2] = own.get(i, assumed(stretch, i))
+    solution = yield from solve_stretch(stretch, start, known)
+    return _Segment(stretch, solution, alone, tied)
+
+
+def _moving(T_world_camera: Array | None) -> bool:
+    return T_world_camera is not None and bool(np.ptp(T_world_camera[:, :3, 3], axis=0).max() > 1e-9)
+
+
+def _theta_of(fit: AffineFit, values: ValueRange) -> tuple[float, float]:
+    """(log scale, shift) for normalised values."""
+    return float(np.log(fit.scale * values.spread)), fit.shift + fit.scale * values.low
+
+
+def _typical_y(stretch: Stretch, theta: Array) -> float:
+    """Median over frames of |y|: the unit that shifts are compared with; 1 in log depth."""
+    if stretch.domain == "log_depth":
+        return 1.0
+    some = range(0, len(stretch), max(1, len(stretch) // 100))
+    y = [np.exp(theta[i, 0]) * np.nanmedian(v) + theta[i, 1] for i in some if np.isfinite(v := stretch.values[i]).any()]
+    return float(max(np.median(np.abs(y)), 1e-12))
+
+
+def _alignment(clip: _Clip, segments: list[_Segment], starts: list[int]) -> Alignment:
+    frames: list[FrameAlignment | None] = []
+    before: list[Array] = []
+    after: list[Array] = []
+    for number, segment in enumerate(segments):
+        frames += [_frame(clip, segment, i, starts[number] + i) for i in range(len(segment.stretch))]
+        for series, theta in ((before, segment.alone), (after, segment.solution.theta)):
+            series.append(np.append(flicker(segment.stretch, theta), np.nan))  # the last frame of a scene has no next
+    count = len(frames)
+    return Alignment(
+        frames,
+        np.repeat(np.arange(len(segments)), np.diff(starts)),
+        np.array([len(clip.used.get(i, ())) for i in range(count)]),
+        np.array([0 if (f := frames[i]) is None else f.fit.rejected for i in range(count)]),
+        Flicker(np.concatenate(before)[:-1], np.concatenate(after)[:-1]),
+        float(np.median([s.solution.spread for s in segments])),
+        all(any(starts[k] <= i < starts[k + 1] for i in clip.fits) for k in range(len(segments))),
+    )
+
+
+def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignment | None:
+    """Frame i of a segment; None when it has no depth, or nothing ties it to frames whose depth is known."""
+    stretch, theta = segment.stretch, segment.solution.theta[i]
+    if not (segment.tied[i] or position in clip.fits) or not np.isfinite(stretch.values[i]).any():
+        return None
+    scale, shift, covariance = clip.range.original(
+        float(np.exp(theta[0])), float(theta[1]), _of_scale(segment.solution.covariance[i], theta) * CORRELATED
+    )
+    own = clip.fits.get(position)
+    inliers, spread = np.zeros(len(clip.cues.get(position, NO_CUES)), bool), segment.solution.spread / np.sqrt(2)
+    if own is not None:
+        r, _, w = cue_residuals(stretch, stretch.cues[i], theta)
+        inliers[clip.used[position]] = w > 0
+        spread = mad(r)
+    log_z, _, _ = log_depth(stretch.values[i], theta, clip.domain)
+    deepest = float(np.exp(np.nanpercentile(log_z, 98))) if np.isfinite(log_z).any() else np.inf
+    fit = AffineFit(
+        scale,
+        shift,
+        clip.domain,
+        covariance,
+        spread,
+        inliers,
+        "scale and shift" if own is None else own.determined,
+        FAR_FACTOR * deepest if own is None else max(own.max_depth, FAR_FACTOR * deepest),
+        np.nan if own is None else own.span,
+        int((~inliers[clip.used[position]]).sum()) if own is not None else 0,
+        "aligned to other frames" if own is None else own.verdict,
+    )
+    return FrameAlignment(fit, _field(clip.grid, theta, segment.solution.node_sigma[i]), spread)
+
+
+def _of_scale(covariance: Array, theta: Array) -> Array:
+    """(2, 2) of (scale, shift) from that of (log scale, shift)."""
+    turn = np.diag([np.exp(theta[0]), 1.0])
+    return turn @ covariance @ turn
+
+
+def _field(grid: SampleGrid, theta: Array, sigma: Array) -> ScaleField | None:
+    if grid.unknowns == 2:
+        return None
+    return ScaleField(theta[2:].reshape(grid.nodes), sigma.reshape(grid.nodes).astype(float), grid.width, grid.height)
+
+
+def flicker(stretch: Stretch, theta: Array) -> Array:
+    """(T-1,) how much depth jumps from each frame to the next; NaN where nothing links them.
+
+    The root mean square over the regions of a 4 x 3 grid of the median log ratio of linked depths: it sees whatever
+    moves large parts of the picture, scale, contrast and slow distortion alike, and no noise of single pixels.
+    """
+    grid = stretch.grid
+    region = 4 * (np.arange(grid.rows) * 3 // grid.rows)[:, None] + np.arange(grid.columns) * 4 // grid.columns
+
+    def one(i: int) -> float:
+        a, b = stretch.surface(i, theta[i]), stretch.surface(i + 1, theta[i + 1])
+        found = stretch.link(i, i + 1, a, b, np.inf, 2)
+        if found is None or len(found.residual) < LEAST_SAMPLES:
+            return np.nan
+        inside = region.ravel()[found.source]
+        medians = [np.median(r) for k in range(12) if len(r := found.residual[inside == k]) >= LEAST_SAMPLES]
+        return float(np.sqrt(np.mean(np.square(medians)))) if medians else np.nan
+
+    return np.array(list(in_threads(one, range(len(theta) - 1))))
+
+
+def _mean(series: Array) -> float:
+    good = series[np.isfinite(series)]
+    return round(float(good.mean()), 6) if len(good) else float("nan")

@@ -1,0 +1,321 @@
+"""One Gauss-Newton problem for a stretch of frames: the terms, their analytic Jacobians, and the normal equations.
+
+Unknowns of frame i: theta_i = (log scale, shift, field nodes); log z_i(p) as in `grid`. Minimised, robustly where it
+says so:
+
+    cues        (log z_i(p) - log z_cue) / sigma                                     Tukey
+    links       (log of i's depth moved into j - log z_j) / spread                 Huber, then Tukey
+    smoothness  (theta_i - theta_i+1) / sigma                                        weak: flicker is not smooth
+    field       differences of adjacent nodes, and the nodes themselves, near zero
+
+The gradient of a link by scales and shifts is taken at the depth half-way between its two frames. Taken at each frame's
+own depth, its noise would speak for less contrast (regression dilution), exponentially so along a chain of links away
+from the last cue; half-way, the noise of two like frames cancels.
+
+Samples a few cells apart err alike, so a link counts as `independent` samples, however many it has; without that, the
+links would outvote every cue and the covariances would claim too much.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ..types import Array, Domain
+from .blocks import BlockSystem
+from .grid import Float32, SampleGrid, log_depth
+from .links import Residuals, Surface
+from .robust import huber, mad, tukey
+
+S = TypeVar("S")
+R = TypeVar("R")
+Pair = tuple[int, int]
+Link = Callable[[int, int, Surface, Surface, float, int], Residuals | None]
+"""link(i, j, surface_i, surface_j, hidden, every): what frames i and j see in common, from every n-th sample of i;
+None when nothing ties them."""
+
+LEAST_SAMPLES = 20  # a link of fewer says nothing
+THIN = 7  # H is made of every 7th residual: 30 unknowns need no more, and g has them all
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """How strongly each term speaks. Standard deviations of log depth unless said otherwise."""
+
+    samples: int = 100  # along the longer side of a frame
+    field_columns: int = 6  # nodes along the longer side; fewer than 2: no field
+    dilations: tuple[int, ...] = (1, 10, 25)  # frames a link spans (RollingDepth, arXiv 2411.19189, uses these three)
+    independent: float = 100.0  # samples of a link that err independently
+    link_floor: float = 0.01  # spread of a link is never taken to be less
+    cue_floor: float = 0.03  # a cue is never trusted further: the coarse field is not meant to follow detail
+    scale_step: float = 0.3  # of log scale, and of the shift as a share of a typical y, from frame to frame
+    node_step: float = 0.05  # of a node from frame to frame
+    node_sigma: float = 0.3  # of a node
+    node_difference: float = 0.1  # between adjacent nodes
+
+
+@dataclass(frozen=True, eq=False)
+class CueRows:
+    """A frame's M cues ready for use: normalised value v (M,), log depth (M,), sigma (M,) of it, pixels uv (M, 2)."""
+
+    v: Float32
+    log_z: Float32
+    sigma: Float32
+    uv: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """T consecutive frames of one scene: normalised values (T, N), cues by frame, links, and their common domain.
+
+    `values` may be any sequence of (N,) arrays, so that a long clip need not be in memory.
+    """
+
+    values: Sequence[Float32] | Float32
+    cues: Mapping[int, CueRows]
+    link: Link
+    grid: SampleGrid
+    domain: Domain
+    settings: JointSettings
+    y_unit: float = 1.0  # a typical y = scale * v + shift; 1 in log depth
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def block_frames(self) -> int:
+        """Frames a block: the longest link."""
+        return max(min(max(self.settings.dilations), len(self)), 1)
+
+    def block_sizes(self) -> list[int]:
+        p, D = self.grid.unknowns, self.block_frames
+        return [p * min(D, len(self) - start) for start in range(0, len(self), D)]
+
+    def pairs(self) -> list[Pair]:
+        """(i, j), i < j, of every link."""
+        T = len(self)
+        return [(i, i + d) for i in range(T) for d in self.settings.dilations if i + d < T]
+
+    def surface(self, position: int, theta: Array) -> Surface:
+        """The frame's log depth on the grid at theta (p,)."""
+        log_z, _, _ = log_depth(self.values[position], theta, self.domain, self.least_y)
+        return Surface.of(log_z + self.grid.basis @ theta[2:].astype(np.float32), self.grid)
+
+    @property
+    def least_y(self) -> float:
+        return 0.02 * self.y_unit
+
+    def columns(self, position: int, theta: Array, samples: NDArray[np.intp]) -> Float32:
+        """(M, p) rows of the frame's Jacobian."""
+        rows = np.empty((len(samples), len(theta)), np.float32)
+        rows[:, :2] = self.agreed_columns(position, theta, samples, np.float32(0))
+        rows[:, 2:] = self.grid.basis[samples]
+        return rows
+
+    def agreed_columns(
+        self, position: int, theta: Array, samples: NDArray[np.intp], log_step: Float32 | np.float32
+    ) -> Float32:
+        """(M, 2) derivatives by log scale and shift of some samples, at log depths `log_step` (M,) from their own."""
+        s, t = np.float32(np.exp(theta[0])), np.float32(theta[1])
+        y = s * self.values[position][samples] + t
+        if self.domain == "log_depth":
+            y = y + log_step
+            return np.stack([y - t, np.ones_like(y)], 1)
+        sign = np.float32(-1 if self.domain == "disparity" else 1)
+        y = y * np.exp(sign * log_step)
+        return sign * np.stack([(y - t) / y, 1 / y], 1)
+
+    def jacobian(self, position: int, theta: Array) -> Float32:
+        """(N, p): derivative of the frame's log depth by its unknowns; zero where it has no depth."""
+        return self._rows(self.values[position], self.grid.basis, theta)[1]
+
+    def _rows(self, v: Float32, basis: Float32, theta: Array) -> tuple[Float32, Float32]:
+        log_z, by_scale, by_shift = log_depth(v, theta, self.domain, self.least_y)
+        rows = np.empty((len(v), self.grid.unknowns), np.float32)
+        rows[:, 0], rows[:, 1] = np.nan_to_num(by_scale), np.nan_to_num(by_shift)
+        rows[:, 2:] = basis
+        return log_z + basis @ theta[2:].astype(np.float32), rows
+
+
+@dataclass(frozen=True, eq=False)
+class LinkStatistics:
+    """Over the links of one evaluation: their robust spreads (P,) and median residuals (P,), and the pairs behind."""
+
+    pairs: list[Pair]
+    spread: Array
+    median: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _LinkTerm:
+    pair: Pair
+    cross: Array  # (p, p)
+    source_weight: Float32  # (N,) of J_i^T W J_i
+    source_right: Float32  # (N,)
+    target_weight: Float32
+    target_right: Float32
+    source_pull: Array  # (2,) what enters g for scale and shift
+    target_pull: Array
+    spread: float
+    median: float
+
+
+def assemble(
+    stretch: Stretch, theta: Array, spread: float, redescending: bool, every: int = 1, before: int | None = None
+) -> tuple[BlockSystem, LinkStatistics]:
+    """Normal equations H dx = g at theta (T, p), and what the links said.
+
+    spread: the links' common standard deviation. redescending: Tukey's weights for links (Huber's while the frames are
+    still far off). every: link only every n-th sample. before: only terms that touch a frame before this one.
+    """
+    T, N = len(stretch), len(stretch.grid)
+    system = BlockSystem.zeros(stretch.block_sizes())
+    weight, right = np.zeros((T, N), np.float32), np.zeros((T, N), np.float32)
+    pull = np.zeros((T, 2))
+    pairs = [pair for pair in stretch.pairs() if before is None or pair[0] < before]
+    statistics: list[tuple[Pair, float, float]] = []
+    for term in _link_terms(stretch, theta, pairs, spread, redescending, every):
+        i, j = term.pair
+        weight[i] += term.source_weight
+        weight[j] += term.target_weight
+        right[i] += term.source_right
+        right[j] += term.target_right
+        pull[i] += term.source_pull
+        pull[j] += term.target_pull
+        _add(system, stretch, i, j, term.cross)
+        statistics.append((term.pair, term.spread, term.median))
+
+    def one(i: int) -> tuple[Array, Array]:
+        return _frame_terms(stretch, i, theta[i], weight[i], right[i], before is None or i < before)
+
+    for i, (H, g) in enumerate(in_threads(one, range(T))):
+        g[:2] += pull[i]
+        _add(system, stretch, i, i, H, g)
+    _add_smoothness(system, stretch, theta, before)
+    found = LinkStatistics([s[0] for s in statistics], *(np.array([s[k] for s in statistics]) for k in (1, 2)))
+    return system, found
+
+
+def _frame_terms(
+    stretch: Stretch, i: int, theta: Array, weight: Float32, right: Float32, own: bool
+) -> tuple[Array, Array]:
+    """(H, g) of what links add to frame i's diagonal and, with `own`, of its cues and its field's prior."""
+    J = stretch.jacobian(i, theta)
+    H = (J.T @ (J * weight[:, None])).astype(float)
+    g = np.concatenate([np.zeros(2), (J[:, 2:].T @ right).astype(float)])  # of scale and shift: see the module's text
+    if not own:
+        return H, g
+    settings = stretch.settings
+    if theta.size > 2:
+        prior = stretch.grid.differences / settings.node_difference**2
+        prior = prior + np.eye(len(prior)) / settings.node_sigma**2
+        H[2:, 2:] += prior
+        g[2:] -= prior @ theta[2:]
+    cues = stretch.cues.get(i)
+    if cues is not None:
+        r, rows, w = cue_residuals(stretch, cues, theta)
+        H += rows.T @ (rows * w[:, None])
+        g -= rows.T @ (w * r)
+    return H, g
+
+
+def cue_residuals(stretch: Stretch, cues: CueRows, theta: Array) -> tuple[Array, Array, Array]:
+    """Of a frame's cues: residuals (M,) of log depth, Jacobian rows (M, p), weights (M,) = Tukey / sigma^2."""
+    log_z, rows = stretch._rows(cues.v, stretch.grid.basis_at(cues.uv), theta)
+    r = np.nan_to_num((log_z - cues.log_z).astype(float))
+    sigma = np.hypot(cues.sigma, stretch.settings.cue_floor)
+    w = tukey(r / sigma / max(mad(r / sigma), 1.0)) / sigma**2
+    return r, rows.astype(float), np.where(np.isfinite(log_z), w, 0)
+
+
+def _link_terms(
+    stretch: Stretch, theta: Array, pairs: Sequence[Pair], spread: float, redescending: bool, every: int
+) -> Iterator[_LinkTerm]:
+    """The terms of all links."""
+    surfaces = list(in_threads(lambda i: stretch.surface(i, theta[i]), range(len(theta))))
+
+    def one(pair: Pair) -> _LinkTerm | None:
+        return _link_term(stretch, theta, surfaces, pair, spread, redescending, every)
+
+    yield from (term for term in in_threads(one, pairs) if term is not None)
+
+
+def _link_term(
+    stretch: Stretch,
+    theta: Array,
+    surfaces: list[Surface],
+    pair: Pair,
+    spread: float,
+    redescending: bool,
+    every: int,
+) -> _LinkTerm | None:
+    i, j = pair
+    found = stretch.link(i, j, surfaces[i], surfaces[j], 4 * spread if redescending else np.inf, every)
+    if found is None or len(found.residual) < LEAST_SAMPLES:
+        return None
+    r = found.residual
+    own = max(mad(r[::3]), stretch.settings.link_floor)
+    robust = tukey(r / np.float32(own)) if redescending else huber(r / np.float32(own))
+    count = min(stretch.settings.independent / len(r), 1.0)
+    w = (robust * (count / max(spread, stretch.settings.link_floor) ** 2)).astype(np.float32)
+    wg, half, N = w * found.gain, r * np.float32(0.5), len(stretch.grid)
+    some = slice(None, None, THIN if len(r) > 100 * THIN else 1)
+    share = np.float32(w.sum() / max(float(w[some].sum()), 1e-30))
+    source, target = found.source[some], found.target[some]
+    weighted = stretch.columns(j, theta[j], target) * (share * wg[some])[:, None]
+    return _LinkTerm(
+        pair,
+        -(stretch.columns(i, theta[i], source).T @ weighted).astype(float),
+        np.bincount(source, share * wg[some] * found.gain[some], N).astype(np.float32),
+        np.bincount(found.source, -wg * r, N).astype(np.float32),
+        np.bincount(target, share * w[some], N).astype(np.float32),
+        np.bincount(found.target, w * r, N).astype(np.float32),
+        -(wg * r) @ stretch.agreed_columns(i, theta[i], found.source, -half),
+        (w * r) @ stretch.agreed_columns(j, theta[j], found.target, half),
+        own,
+        float(np.median(r[::3])),
+    )
+
+
+def _add_smoothness(system: BlockSystem, stretch: Stretch, theta: Array, before: int | None) -> None:
+    settings, p = stretch.settings, stretch.grid.unknowns
+    sigma = np.full(p, settings.node_step)
+    sigma[:2] = settings.scale_step, settings.scale_step * stretch.y_unit
+    precision = np.diag(1 / sigma**2)
+    for i in range(len(stretch) - 1 if before is None else min(before, len(stretch) - 1)):
+        pull = (theta[i] - theta[i + 1]) / sigma**2
+        _add(system, stretch, i, i, precision, -pull)
+        _add(system, stretch, i + 1, i + 1, precision, pull)
+        _add(system, stretch, i, i + 1, -precision)
+
+
+def _add(system: BlockSystem, stretch: Stretch, i: int, j: int, H: Array, g: Array | None = None) -> None:
+    """Add a (p, p) part of H for frames i <= j, with its mirror image inside a block, and a part of g for frame i."""
+    D, p = stretch.block_frames, stretch.grid.unknowns
+    (a, row), (b, column) = divmod(i, D), divmod(j, D)
+    rows, columns = slice(row * p, (row + 1) * p), slice(column * p, (column + 1) * p)
+    if a != b:
+        system.coupling[a][rows, columns] += H
+    else:
+        system.diagonal[a][rows, columns] += H
+        if i != j:
+            system.diagonal[a][columns, rows] += H.T
+    if g is not None:
+        system.right[a][rows] += g
+
+
+def in_threads(function: Callable[[S], R], items: Sequence[S], chunk: int = 256) -> Iterator[R]:
+    """function(item) of every item, in order, on all cores: numpy lets other threads run while it computes.
+
+    By chunks, so that results do not pile up.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1, "blas"):
+        for start in range(0, len(items), chunk):
+            yield from pool.map(function, items[start : start + chunk])

@@ -1,0 +1,308 @@
+"""The joint solve: start values frame by frame, Gauss-Newton over windows of the clip, covariances."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ..progress import Progress, Steps
+from ..types import Array, Domain
+from .blocks import BlockFactor, BlockSystem, eliminate_before, factorise, solve_constrained
+from .domains import to_domain
+from .joint import LinkStatistics, Stretch, assemble
+from .links import Residuals, Surface
+from .robust import huber, mad
+
+BoolArray = NDArray[np.bool_]
+
+ROUNDS = (*[("huber", 4)] * 3, *[("tukey", 2)] * 4, ("tukey", 1))
+"""Gauss-Newton rounds: convex weights while frames may be far off, every n-th sample while they still move."""
+DAMPING = 0.1
+CONVERGED = 2e-3  # of log depth: steps of scale and field that no longer matter
+LONGEST_STEP = 0.7  # of log scale in one step
+WIDEST_SPREAD = 0.3  # of links, log depth
+WINDOW_BLOCKS = 24  # blocks solved together; a block is as long as the longest link
+OVERLAP_BLOCKS = 2  # of them, solved again with what comes after
+LEAST_OVERLAP = 0.2  # share of the samples two frames must have in common for one to start from the other
+SPAN = 7.0  # far : near - 1 of a frame nothing is known about
+
+
+@dataclass(frozen=True, eq=False)
+class Seam:
+    """What earlier windows know of a window's first frames: information (m, m) and its vector (m,) about theta."""
+
+    information: Array
+    vector: Array
+    theta: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """theta (T, p); covariance (T, 2, 2) of log scale and shift; node_sigma (T, p - 2) of the field; the links' spread
+    in log depth; the root mean square of the last step."""
+
+    theta: Array
+    covariance: Array
+    node_sigma: Array
+    spread: float
+    moved: float
+
+
+def solve_stretch(
+    stretch: Stretch, start: Array, known: BoolArray, window_blocks: int = WINDOW_BLOCKS
+) -> Steps[Solution]:
+    """All frames of a stretch from `start` (T, p), in windows that hand their knowledge on.
+
+    known (T, 2) bool: which frames have cues that determine their scale, their contrast. Where none of a window has,
+    and none before it had, the window's mean scale or contrast is held: links alone cannot tell it.
+    """
+    theta, T, D = start.copy(), len(stretch), stretch.block_frames
+    covariance, node_sigma = np.zeros((T, 2, 2)), np.zeros((T, theta.shape[1] - 2), np.float32)
+    seam: Seam | None = None
+    first = 0
+    while True:
+        last = first + window_blocks * D
+        last = T if last + OVERLAP_BLOCKS * D >= T else last
+        window = _part(stretch, first, last)
+        solved = yield from _solve_window(window, theta[first:last], np.asarray(~known[:last].any(0)), seam, first)
+        theta[first:last] = solved.theta
+        covariance[first:last], node_sigma[first:last] = solved.covariance, solved.node_sigma
+        if last == T:
+            return Solution(theta, covariance, node_sigma, solved.spread, solved.moved)
+        step = (window_blocks - OVERLAP_BLOCKS) * D
+        seam = _seam(window, solved, seam, step)
+        first += step
+
+
+def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam | None, first: int) -> Steps[Solution]:
+    """The frames of one window; gauge (2,): hold the mean scale, the mean contrast of those not solved before."""
+    theta, spread = start, WIDEST_SPREAD
+    held = len(stretch) if seam is None else len(seam.theta)
+    settled = False
+    for done, (loss, every) in enumerate(ROUNDS, 1):
+        last = done == len(ROUNDS)
+        if settled and not last:
+            continue
+        system, links = assemble(stretch, theta, spread, loss == "tukey", every)
+        if seam is not None:
+            _join(system, seam, theta, stretch)
+        with threadpool_limits(None, "blas"):  # large blocks, one after the other: here all cores help
+            factor = factorise(_damped(system, stretch))
+            step = solve_constrained(factor, system.right, _constraints(stretch, theta, gauge, held))
+        theta, moved = _moved(stretch, theta, np.concatenate(step).reshape(theta.shape))
+        spread = _common_spread(links, stretch)
+        settled = loss == "tukey" and moved < CONVERGED
+        yield Progress("solve", first + round(len(stretch) * done / len(ROUNDS)), first + len(stretch))
+    return Solution(theta, *_covariances(factor, stretch), spread, moved)
+
+
+def _moved(stretch: Stretch, theta: Array, step: Array) -> tuple[Array, float]:
+    """theta after a step, shortened for frames that would leap, and the root mean square over frames of the change."""
+    size = np.maximum(np.abs(step[:, 0]), np.abs(step[:, 1]) / stretch.y_unit)
+    if step.shape[1] > 2:
+        size = np.maximum(size, np.abs(step[:, 2:]).max(1))
+    return theta + step * np.minimum(1, LONGEST_STEP / np.maximum(size, 1e-12))[:, None], float(
+        np.sqrt(np.mean(size**2))
+    )
+
+
+def _damped(system: BlockSystem, stretch: Stretch) -> BlockSystem:
+    """A share of their own diagonal added to scales and shifts (Levenberg), so that common drifts do not overshoot.
+
+    The change of all frames' contrast together is nearly free, and H says little true about it. It stays near the
+    start values, whose chain of links is unbiased; what frames differ in has curvature enough not to feel this.
+    """
+    p = stretch.grid.unknowns
+    out = []
+    for D in system.diagonal:
+        share = np.tile([DAMPING, DAMPING, *[0.0] * (p - 2)], len(D) // p)
+        out.append(D + np.diag(share * np.diag(D) + 1e-9))
+    return replace(system, diagonal=out)
+
+
+def _common_spread(links: LinkStatistics, stretch: Stretch) -> float:
+    if not len(links.pairs):
+        return WIDEST_SPREAD
+    return float(np.clip(np.median(links.spread), stretch.settings.link_floor, WIDEST_SPREAD))
+
+
+def _constraints(stretch: Stretch, theta: Array, gauge: BoolArray, held: int) -> list[Array]:
+    """Columns (m_k, n) of the gauge: the sums over the first `held` frames of the changes of log scale and contrast."""
+    T, p = theta.shape
+    scale, contrast = np.zeros((T, p)), np.zeros((T, p))
+    if stretch.domain == "log_depth":
+        scale[:, 1], contrast[:, 0] = 1, 1
+    else:  # contrast is the offset shift / scale; its change is (d shift - shift d log scale) / scale
+        scale[:, 0], contrast[:, 1], contrast[:, 0] = 1, 1, -theta[:, 1]
+    scale[held:], contrast[held:] = 0, 0
+    columns = np.stack([scale.ravel(), contrast.ravel()], 1)[:, gauge]
+    return np.split(columns, np.cumsum(stretch.block_sizes())[:-1])
+
+
+def _covariances(factor: BlockFactor, stretch: Stretch) -> tuple[Array, Array]:
+    """(T, 2, 2) of every frame's log scale and shift, and (T, p - 2) standard deviations of its nodes."""
+    p = stretch.grid.unknowns
+    parts: list[Array] = []
+    nodes: list[Array] = []
+    for block in factor.covariance_blocks():
+        frames = np.arange(len(block) // p)
+        own = block.reshape(len(frames), p, len(frames), p)
+        parts.insert(0, own[frames, :2, frames, :2])
+        nodes.insert(0, np.sqrt(np.maximum(np.diag(block), 0)).reshape(len(frames), p)[:, 2:])
+    return np.concatenate(parts), np.concatenate(nodes)
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+def _part(stretch: Stretch, first: int, last: int) -> Stretch:
+    """Frames first..last-1 as a stretch of their own."""
+    if (first, last) == (0, len(stretch)):
+        return stretch
+    link = stretch.link
+    return replace(
+        stretch,
+        values=np.stack([stretch.values[i] for i in range(first, last)]),
+        cues={i - first: c for i, c in stretch.cues.items() if first <= i < last},
+        link=lambda i, j, a, b, hidden, every: link(i + first, j + first, a, b, hidden, every),
+    )
+
+
+def _seam(window: Stretch, solved: Solution, before: Seam | None, step: int) -> Seam:
+    """What the frames before `step` say of the block that starts there."""
+    system, _ = assemble(window, solved.theta, solved.spread, True, before=step)
+    if before is not None:
+        _join(system, before, solved.theta, window)
+    block = step // window.block_frames
+    information, vector = eliminate_before(_damped(system, window), block)
+    return Seam(information, vector, solved.theta[step : step + window.block_frames].copy())
+
+
+def _join(system: BlockSystem, seam: Seam, theta: Array, stretch: Stretch) -> None:
+    """Add a seam to the first block of a window now at theta."""
+    off = (theta[: len(seam.theta)] - seam.theta).ravel()
+    system.diagonal[0] += seam.information
+    system.right[0] += seam.vector - seam.information @ off
+
+
+# -- start values -----------------------------------------------------------------------------------------------------
+
+
+def start_values(stretch: Stretch, known: dict[int, tuple[float, float]]) -> tuple[Array, BoolArray]:
+    """theta (T, p) to start from: `known` (log scale, shift) of some frames, the others chained to them by links.
+
+    Also which frames are tied to a known one (T,). With none known, the first frame with depth gets far : near = 8 and
+    a median depth of 1.
+    """
+    T = len(stretch)
+    theta = np.zeros((T, stretch.grid.unknowns))
+    known = dict(known) or {_first_with_depth(stretch): assumed(stretch, _first_with_depth(stretch))}
+    for i, values in known.items():
+        theta[i, :2] = values
+    waiting = deque(sorted(known))
+    reached = set(waiting)
+    while waiting:  # breadth first with the longest links first: few hops, since every hop adds its error
+        towards = waiting.popleft()
+        for frame in (towards + d for step in sorted(stretch.settings.dilations, reverse=True) for d in (step, -step)):
+            if frame in reached or not 0 <= frame < T:
+                continue
+            found = _chained(stretch, theta, frame, towards)
+            if found is not None:
+                theta[frame, :2] = found
+                reached.add(frame)
+                waiting.append(frame)
+    for frame in sorted(set(range(T)) - reached):  # tied to nothing: as the nearest frame before it, or after it
+        near = min(reached, key=lambda other: abs(other - frame))
+        theta[frame, :2] = theta[near, :2]
+    return theta, np.isin(np.arange(T), list(reached))
+
+
+def scaled(theta: Array, log_factor: float, domain: Domain) -> Array:
+    """theta (T, p) of the same surfaces exp(log_factor) times as far."""
+    out = theta.copy()
+    if domain == "log_depth":
+        out[:, 1] += log_factor
+    else:
+        sign = -1 if domain == "disparity" else 1
+        out[:, 0] += sign * log_factor
+        out[:, 1] *= np.exp(sign * log_factor)
+    return out
+
+
+def scale_from_parallax(stretch: Stretch, theta: Array) -> Array:
+    """theta (T, p), whose scale is arbitrary, at the scale at which the poses' parallax makes the frames agree best."""
+    longest = max(d for d in stretch.settings.dilations if d < max(len(stretch), 2))
+    first = np.unique(np.linspace(0, max(len(stretch) - 1 - longest, 0), 40).astype(int)).tolist()
+    candidates = np.log(2) * np.arange(-8, 8.1, 0.25)
+    costs = []
+    for k in candidates:
+        now = scaled(theta, k, stretch.domain)
+        found = [
+            stretch.link(
+                i, i + longest, stretch.surface(i, now[i]), stretch.surface(i + longest, now[i + longest]), np.inf, 8
+            )
+            for i in first
+        ]
+        costs.append(np.mean([_disagreement(f, len(stretch.grid) // 8) for f in found]))
+    return scaled(theta, float(candidates[int(np.argmin(costs))]), stretch.domain)
+
+
+def _disagreement(found: Residuals | None, samples: int) -> float:
+    """Mean |log ratio|, at most WIDEST_SPREAD, which is also what a sample that meets nothing costs."""
+    if found is None:
+        return WIDEST_SPREAD
+    total = float(np.minimum(np.abs(found.residual), WIDEST_SPREAD).sum())
+    return (total + WIDEST_SPREAD * max(samples - len(found.residual), 0)) / samples
+
+
+def _first_with_depth(stretch: Stretch) -> int:
+    return next((i for i in range(len(stretch)) if np.isfinite(stretch.values[i]).any()), 0)
+
+
+def assumed(stretch: Stretch, frame: int) -> tuple[float, float]:
+    """(log scale, shift) of a frame nothing is known about: median depth 1, and far : near = 8 where that is open."""
+    v = stretch.values[frame]
+    if not np.isfinite(v).any():
+        return 0.0, 0.0
+    low, middle = np.nanpercentile(v, (2, 50)).tolist()
+    if stretch.domain == "log_depth":
+        return 0.0, -middle
+    rise = np.nanpercentile(v, 98) - low
+    offset = rise / SPAN - low  # makes the largest value eight times the smallest
+    return float(-np.log(max(middle + offset, 1e-12))), float(offset / max(middle + offset, 1e-12))
+
+
+def _chained(stretch: Stretch, theta: Array, frame: int, towards: int) -> Array | None:
+    """(2,) log scale and shift of `frame` that continue the depth of frame `towards`; None where little ties them.
+
+    The other frame's samples are moved by its depth; the frame's own surface need only say where it has values.
+    """
+    own = stretch.values[frame]
+    flat = Surface(np.zeros_like(own), np.zeros((len(own), 2), np.float32), np.isfinite(own))
+    other = stretch.surface(towards, theta[towards])
+    found = stretch.link(towards, frame, other, flat, np.inf, max(1, len(own) // 2000))
+    if found is None or len(found.residual) < LEAST_OVERLAP * min(len(own), 2000):
+        return None
+    log_z, target = found.residual, found.target  # the moved log depth: the flat surface lies at zero
+    return _line(own[target].astype(float), to_domain(np.exp(log_z.astype(float)), stretch.domain), theta[towards])
+
+
+def _line(v: Array, y: Array, fallback: Array) -> Array:
+    """(log scale, shift) of y = scale * v + shift, robustly; the fallback's scale where v and y do not rise together.
+
+    The scale is the ratio of the standard deviations (reduced major axis): v and y are two predictions, both with
+    noise, and a regression of one on the other would lose contrast with every link of a chain.
+    """
+    w = np.ones_like(v)
+    for _ in range(10):
+        mean_v, mean_y = np.average(v, weights=w), np.average(y, weights=w)
+        dv, dy = v - mean_v, y - mean_y
+        rising = float((w * dv * dy).sum()) > 0
+        scale = np.sqrt((w * dy * dy).sum() / max((w * dv * dv).sum(), 1e-300)) if rising else np.exp(fallback[0])
+        r = dy - scale * dv
+        w = huber(r / max(mad(r), 1e-6 * np.abs(mean_y) + 1e-12))
+    return np.array([np.log(max(scale, 1e-12)), mean_y - scale * mean_v])
