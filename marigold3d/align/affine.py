@@ -66,7 +66,7 @@ class AffineFit:
 
     def _sigma(self, relative: RelativeDepth, z: FloatImage) -> FloatImage:
         slope = np.abs(dy_dz(z, self.domain))
-        v = relative.values
+        v = np.where(np.isfinite(z), relative.values, 0)
         c = self.covariance
         variance_y = c[0, 0] * v * v + 2 * c[0, 1] * v + c[1, 1]
         if relative.uncertainty is not None:

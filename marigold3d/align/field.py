@@ -20,6 +20,7 @@ from .robust import core_spread, tukey
 
 NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
 STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
+MISFIT = 0.1  # a cue whose log depth is missed by this or more counts as missed, when two fields are compared
 CUE_FLOOR = 0.03  # a cue is never trusted further than this share of its depth: the field is not meant to follow detail
 ROUNDS = 6
 
@@ -71,21 +72,33 @@ def fit_field(
 ) -> ScaleField:
     """Field through log_ratio (N,) = log(z_cue / z_affine) at uv (N, 2), with relative standard deviations sigma (N,).
 
-    IRLS with Tukey's biweight from the `trusted` cues (N,) bool, those the affine fit kept: begun from all, the field
-    would be drawn to outliers that it has the freedom to follow. Cues that agree with their neighbours come back in.
+    IRLS with Tukey's biweight, begun from all cues and, where given, also from the `trusted` ones (N,) bool, those the
+    affine fit kept; the field that more cues agree with is returned. A network that bends far has many good cues that
+    no affine map meets; gross outliers draw a field that is free to follow them: neither start is safe alone.
     The spread of the residuals is re-estimated in every round; it is at least `least_spread` sigmas.
     """
     B = basis(uv, width, height, shape)  # (N, R*C), four entries a row
     prior = _prior(shape)  # (R*C, R*C)
     sigma = np.hypot(sigma, CUE_FLOOR)
-    weights = sigma**-2.0 if trusted is None else trusted / sigma**2
+    starts = [np.ones(len(uv), bool)] if trusted is None or trusted.all() else [np.ones(len(uv), bool), trusted]
+    found = [_from_start(B, prior, log_ratio, sigma, start, least_spread) for start in starts]
+    _, nodes, factor = min(found, key=lambda f: f[0])
+    node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
+    return ScaleField(nodes.reshape(shape), node_sigma.reshape(shape), width, height)
+
+
+def _from_start(
+    B: csr_array, prior: Array, log_ratio: Array, sigma: Array, start: NDArray[np.bool_], least_spread: float
+) -> tuple[float, Array, tuple[Array, bool]]:
+    """(cost, nodes, factor of the normal matrix) of the IRLS from some cues; cost: see MISFIT."""
+    weights = start / sigma**2
     for _ in range(ROUNDS):
         factor = cho_factor((B.T @ B.multiply(weights[:, None])).toarray() + prior)
         nodes = cho_solve(factor, B.T @ (weights * log_ratio))
         r = (log_ratio - B @ nodes) / sigma
         weights = tukey(r / max(core_spread(r, 0), least_spread)) / sigma**2
-    node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
-    return ScaleField(nodes.reshape(shape), node_sigma.reshape(shape), width, height)
+    cost = float(np.minimum((r * sigma / np.hypot(sigma, MISFIT)) ** 2, 1).sum())
+    return cost, nodes, factor
 
 
 def _hat(x: Array, nodes: int) -> Array:
