@@ -23,13 +23,14 @@ from .field import ScaleField
 from .flow import FlowBetween
 from .frame import FrameAlignment
 from .grid import Float32, SampleGrid, ValueRange, log_depth
-from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_residuals, in_threads
+from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_residuals
 from .links import Rays, Residuals, Surface, by_flow, by_pose
 from .robust import mad
 from .samples import sample
 from .solve import Solution, assumed, scale_from_parallax, solve_stretch, start_values
 
-CORRELATED = 4.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
+MOST_CUES = 500  # of a frame: a coarse field needs no more, so each stands for several
+CORRELATED = 9.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
 LEAST_CUES = 5  # agreeing cues a frame needs to start from its own fit
 IN_MEMORY = 2**29  # bytes of samples; those of longer clips wait on disk
 NO_CUES = SparseCues.empty()
@@ -168,7 +169,8 @@ class _Clip:
 
     values: Float32
     rows: dict[int, CueRows]
-    used: dict[int, NDArray[np.intp]]  # which of a frame's cues lie on depth
+    used: dict[int, NDArray[np.intp]]  # which of a frame's cues lie on depth ...
+    at_cues: dict[int, Float32]  # ... and the values there, not normalised
     cues: Mapping[int, SparseCues]
     fits: dict[int, AffineFit]
     grid: SampleGrid
@@ -205,8 +207,8 @@ def _read(relative: Sequence[RelativeDepth], cues: Mapping[int, SparseCues], set
     low_high = ValueRange.of(values, first.domain)
     for row in values:
         row[:] = low_high.normalised(row)
-    rows = {i: _rows(low_high.normalised(at_cues[i]), cues[i].select(used[i])) for i in fits}
-    return _Clip(values, rows, used, cues, fits, grid, low_high, first.domain)
+    rows = {i: _rows(low_high.normalised(at_cues[i]), cues[i].select(used[i]), grid) for i in fits}
+    return _Clip(values, rows, used, at_cues, cues, fits, grid, low_high, first.domain)
 
 
 def _frames_of_samples(frames: int, samples: int) -> Float32:
@@ -217,9 +219,12 @@ def _frames_of_samples(frames: int, samples: int) -> Float32:
         return np.memmap(file, np.float32, "w+", shape=(frames, samples))
 
 
-def _rows(v: Float32, cues: SparseCues) -> CueRows:
-    share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
-    return CueRows(v, np.log(cues.depth).astype(np.float32), share.astype(np.float32), cues.uv.astype(np.float32))
+def _rows(v: Float32, cues: SparseCues, grid: SampleGrid, most: int = MOST_CUES) -> CueRows:
+    """Cues as the solve takes them, at most so many."""
+    pick = np.linspace(0, len(v) - 1, min(most, len(v))).astype(np.intp)
+    sigma = np.full(len(pick), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma[pick] / cues.depth[pick]
+    log_z = np.log(cues.depth[pick]).astype(np.float32)
+    return CueRows(v[pick], log_z, sigma.astype(np.float32), grid.basis_at(cues.uv[pick]), len(v) / max(len(pick), 1))
 
 
 def _link(grid: SampleGrid, camera: Intrinsics | None, T_world_camera: Array | None, flow: FlowBetween | None) -> Link:
@@ -336,10 +341,8 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
     own = clip.fits.get(position)
     inliers, spread = np.zeros(len(clip.cues.get(position, NO_CUES)), bool), segment.solution.spread / np.sqrt(2)
     if own is not None:
-        r, _, w = cue_residuals(stretch, stretch.cues[i], theta)
-        inliers[clip.used[position]] = w > 0
-        spread = mad(r)
-    log_z, _, _ = log_depth(stretch.values[i], theta, clip.domain)
+        inliers, spread = _agreeing(clip, segment, i, position)
+    log_z = log_depth(stretch.values[i], theta, clip.domain)
     deepest = float(np.exp(np.nanpercentile(log_z, 98))) if np.isfinite(log_z).any() else np.inf
     fit = AffineFit(
         scale,
@@ -355,6 +358,16 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
         "aligned to other frames" if own is None else own.verdict,
     )
     return FrameAlignment(fit, _field(clip.grid, theta, segment.solution.node_sigma[i]), spread)
+
+
+def _agreeing(clip: _Clip, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:
+    """Which of a frame's cues (N,) agree with its alignment, and the spread of the log residuals."""
+    v, own = clip.at_cues[position], clip.cues[position].select(clip.used[position])
+    rows = _rows(clip.range.normalised(v), own, clip.grid, most=len(v))
+    r, _, w = cue_residuals(segment.stretch, rows, segment.solution.theta[i])
+    inliers = np.zeros(len(clip.cues[position]), bool)
+    inliers[clip.used[position]] = w > 0
+    return inliers, mad(r)
 
 
 def _of_scale(covariance: Array, theta: Array) -> Array:
@@ -387,7 +400,7 @@ def flicker(stretch: Stretch, theta: Array) -> Array:
         medians = [np.median(r) for k in range(12) if len(r := found.residual[inside == k]) >= LEAST_SAMPLES]
         return float(np.sqrt(np.mean(np.square(medians)))) if medians else np.nan
 
-    return np.array(list(in_threads(one, range(len(theta) - 1))))
+    return np.array([one(i) for i in range(len(theta) - 1)])
 
 
 def _mean(series: Array) -> float:

@@ -74,6 +74,12 @@ class BlockFactor:
             yield own * np.outer(self.scale[k], self.scale[k])
 
 
+def _scaled(H: Array, rows: Array, columns: Array, dtype: type) -> Array:
+    out: Array = (H * rows[:, None]).astype(dtype)
+    out *= columns.astype(dtype)
+    return out
+
+
 def _forward(L: Array, b: Array) -> Array:
     return np.asarray(solve_triangular(L, b, lower=True, check_finite=False))
 
@@ -91,7 +97,7 @@ def factorise(system: BlockSystem, dtype: type = np.float32) -> BlockFactor:
     lower: list[Array] = []
     above: list[Array] = []
     for k, D in enumerate(system.diagonal):
-        rest: Array = (D * np.outer(scale[k], scale[k])).astype(dtype)
+        rest: Array = _scaled(D, scale[k], scale[k], dtype)
         if k:
             rest -= above[-1].T @ above[-1]
         try:
@@ -99,8 +105,7 @@ def factorise(system: BlockSystem, dtype: type = np.float32) -> BlockFactor:
         except LinAlgError:
             raise GeometryError("the clip's joint alignment is not determined by its cues, links and priors") from None
         if k < len(system.coupling):
-            coupling: Array = (system.coupling[k] * np.outer(scale[k], scale[k + 1])).astype(dtype)
-            above.append(_forward(lower[-1], coupling))
+            above.append(_forward(lower[-1], _scaled(system.coupling[k], scale[k], scale[k + 1], dtype)))
     return BlockFactor(lower, above, scale)
 
 

@@ -23,12 +23,12 @@ class Flow:
     valid: BoolImage
 
     def cells(self, grid: SampleGrid) -> tuple[Float32, NDArray[np.bool_]]:
-        """Where the grid's samples go, in cells (N, 2), and which of them are known to (N,)."""
+        """Where the grid's samples go, in cells (2, N), and which of them are known to (N,)."""
         height, width = self.valid.shape
         row = (grid.uv[:, 1] * height / grid.height).astype(np.intp)
         column = (grid.uv[:, 0] * width / grid.width).astype(np.intp)
         step: Array = self.displacement[row, column] * (grid.columns, grid.rows)
-        return (grid.cells + step).astype(np.float32), self.valid[row, column]
+        return (grid.cells + step.T).astype(np.float32), self.valid[row, column]
 
 
 FlowBetween = Callable[[int, int], Flow | None]

@@ -66,12 +66,8 @@ class SampleGrid:
 
     @cached_property
     def cells(self) -> Float32:
-        """(N, 2) the samples' positions in cells (column, row)."""
-        return self.to_cells(self.uv)
-
-    def to_cells(self, uv: Array) -> Float32:
-        """Positions (N, 2) in cells of pixels (N, 2)."""
-        return (uv * (self.columns / self.width, self.rows / self.height)).astype(np.float32)
+        """(2, N) the samples' positions in cells: column, row."""
+        return np.ascontiguousarray((self.uv * (self.columns / self.width, self.rows / self.height)).T, np.float32)
 
     @cached_property
     def basis(self) -> Float32:
@@ -124,16 +120,27 @@ class ValueRange:
         return float(scale), float(shift), turn @ covariance @ turn.T
 
 
-def log_depth(v: Float32, theta: Array, domain: Domain, least_y: float = 0.0) -> tuple[Float32, Float32, Float32]:
-    """log z (N,) of values v (N,) before the field, and its derivatives by log scale and shift; NaN outside the domain.
+def log_depth(v: Float32, theta: Array, domain: Domain, least_y: float = 0.0) -> Float32:
+    """log z (N,) of values v (N,) before the field; NaN outside the domain.
 
     theta: (log scale, shift, ...). A y of `least_y` or less has no depth.
     """
-    s = np.float32(np.exp(theta[0]))
-    y = s * v + np.float32(theta[1])
+    y = np.float32(np.exp(theta[0])) * v + np.float32(theta[1])
     if domain == "log_depth":
-        return y, s * v, np.ones_like(v)
+        return y
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_y = np.log(np.where(y > least_y, y, np.float32(np.nan)))
+    return -log_y if domain == "disparity" else log_y
+
+
+def slopes(v: Float32, theta: Array, domain: Domain, log_step: Float32 | float = 0.0) -> tuple[Float32, Float32]:
+    """Derivatives (N,) of `log_depth` by log scale and by shift, at log depths `log_step` away from its own."""
+    t = np.float32(theta[1])
+    y = np.float32(np.exp(theta[0])) * v + t
+    if domain == "log_depth":
+        y = y + log_step
+        return y - t, np.ones_like(y)
     sign = np.float32(-1 if domain == "disparity" else 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        y = np.where(y > least_y, y, np.float32(np.nan))
-        return sign * np.log(y), sign * s * v / y, sign / y
+        inverse = sign / (y * np.exp(sign * log_step))
+    return sign - t * inverse, inverse

@@ -3,7 +3,7 @@
 Unknowns of frame i: theta_i = (log scale, shift, field nodes); log z_i(p) as in `grid`. Minimised, robustly where it
 says so:
 
-    cues        (log z_i(p) - log z_cue) / sigma                                     Tukey
+    cues        (log z_i(p) - log z_cue) / sigma                                     Huber, then Tukey
     links       (log of i's depth moved into j - log z_j) / spread                 Huber, then Tukey
     smoothness  (theta_i - theta_i+1) / sigma                                        weak: flicker is not smooth
     field       differences of adjacent nodes, and the nodes themselves, near zero
@@ -18,24 +18,18 @@ links would outvote every cue and the covariances would claim too much.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ..types import Array, Domain
 from .blocks import BlockSystem
-from .grid import Float32, SampleGrid, log_depth
+from .grid import Float32, SampleGrid, log_depth, slopes
 from .links import Residuals, Surface
 from .robust import huber, mad, tukey
 
-S = TypeVar("S")
-R = TypeVar("R")
 Pair = tuple[int, int]
 Link = Callable[[int, int, Surface, Surface, float, int], Residuals | None]
 """link(i, j, surface_i, surface_j, hidden, every): what frames i and j see in common, from every n-th sample of i;
@@ -57,18 +51,22 @@ class JointSettings:
     cue_floor: float = 0.03  # a cue is never trusted further: the coarse field is not meant to follow detail
     scale_step: float = 0.3  # of log scale, and of the shift as a share of a typical y, from frame to frame
     node_step: float = 0.05  # of a node from frame to frame
-    node_sigma: float = 0.3  # of a node
-    node_difference: float = 0.1  # between adjacent nodes
+    node_sigma: float = 0.5  # of a node
+    node_difference: float = 0.2  # between adjacent nodes
 
 
 @dataclass(frozen=True, eq=False)
 class CueRows:
-    """A frame's M cues ready for use: normalised value v (M,), log depth (M,), sigma (M,) of it, pixels uv (M, 2)."""
+    """M of a frame's cues ready for use: normalised value v (M,), log depth (M,), sigma (M,) of it, basis (M, R*C).
+
+    share: how many cues each stands for.
+    """
 
     v: Float32
     log_z: Float32
     sigma: Float32
-    uv: Float32
+    basis: Float32
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,43 +103,22 @@ class Stretch:
 
     def surface(self, position: int, theta: Array) -> Surface:
         """The frame's log depth on the grid at theta (p,)."""
-        log_z, _, _ = log_depth(self.values[position], theta, self.domain, self.least_y)
+        log_z = log_depth(self.values[position], theta, self.domain, self.least_y)
         return Surface.of(log_z + self.grid.basis @ theta[2:].astype(np.float32), self.grid)
 
     @property
     def least_y(self) -> float:
         return 0.02 * self.y_unit
 
-    def columns(self, position: int, theta: Array, samples: NDArray[np.intp]) -> Float32:
-        """(M, p) rows of the frame's Jacobian."""
-        rows = np.empty((len(samples), len(theta)), np.float32)
-        rows[:, :2] = self.agreed_columns(position, theta, samples, np.float32(0))
-        rows[:, 2:] = self.grid.basis[samples]
-        return rows
+    def jacobian(self, position: int, theta: Array, samples: NDArray[np.intp]) -> Float32:
+        """(M, p) derivative of the frame's log depth at some samples that have one, by the frame's unknowns."""
+        return self._rows(self.values[position][samples], self.grid.basis[samples], theta)
 
-    def agreed_columns(
-        self, position: int, theta: Array, samples: NDArray[np.intp], log_step: Float32 | np.float32
-    ) -> Float32:
-        """(M, 2) derivatives by log scale and shift of some samples, at log depths `log_step` (M,) from their own."""
-        s, t = np.float32(np.exp(theta[0])), np.float32(theta[1])
-        y = s * self.values[position][samples] + t
-        if self.domain == "log_depth":
-            y = y + log_step
-            return np.stack([y - t, np.ones_like(y)], 1)
-        sign = np.float32(-1 if self.domain == "disparity" else 1)
-        y = y * np.exp(sign * log_step)
-        return sign * np.stack([(y - t) / y, 1 / y], 1)
-
-    def jacobian(self, position: int, theta: Array) -> Float32:
-        """(N, p): derivative of the frame's log depth by its unknowns; zero where it has no depth."""
-        return self._rows(self.values[position], self.grid.basis, theta)[1]
-
-    def _rows(self, v: Float32, basis: Float32, theta: Array) -> tuple[Float32, Float32]:
-        log_z, by_scale, by_shift = log_depth(v, theta, self.domain, self.least_y)
+    def _rows(self, v: Float32, basis: Float32, theta: Array) -> Float32:
         rows = np.empty((len(v), self.grid.unknowns), np.float32)
-        rows[:, 0], rows[:, 1] = np.nan_to_num(by_scale), np.nan_to_num(by_shift)
+        rows[:, 0], rows[:, 1] = slopes(v, theta, self.domain)
         rows[:, 2:] = basis
-        return log_z + basis @ theta[2:].astype(np.float32), rows
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +168,9 @@ def assemble(
         pull[j] += term.target_pull
         _add(system, stretch, i, j, term.cross)
         statistics.append((term.pair, term.spread, term.median))
-
-    def one(i: int) -> tuple[Array, Array]:
-        return _frame_terms(stretch, i, theta[i], weight[i], right[i], before is None or i < before)
-
-    for i, (H, g) in enumerate(in_threads(one, range(T))):
+    for i in range(T):
+        own = before is None or i < before
+        H, g = _frame_terms(stretch, i, theta[i], weight[i], right[i], own, redescending)
         g[:2] += pull[i]
         _add(system, stretch, i, i, H, g)
     _add_smoothness(system, stretch, theta, before)
@@ -204,12 +179,13 @@ def assemble(
 
 
 def _frame_terms(
-    stretch: Stretch, i: int, theta: Array, weight: Float32, right: Float32, own: bool
+    stretch: Stretch, i: int, theta: Array, weight: Float32, right: Float32, own: bool, redescending: bool
 ) -> tuple[Array, Array]:
     """(H, g) of what links add to frame i's diagonal and, with `own`, of its cues and its field's prior."""
-    J = stretch.jacobian(i, theta)
-    H = (J.T @ (J * weight[:, None])).astype(float)
-    g = np.concatenate([np.zeros(2), (J[:, 2:].T @ right).astype(float)])  # of scale and shift: see the module's text
+    counted = np.flatnonzero(weight)
+    J = stretch.jacobian(i, theta, counted)
+    H = (J.T @ (J * weight[counted, None])).astype(float)
+    g = np.concatenate([np.zeros(2), right @ stretch.grid.basis]).astype(float)  # of scale and shift: the module's text
     if not own:
         return H, g
     settings = stretch.settings
@@ -220,18 +196,22 @@ def _frame_terms(
         g[2:] -= prior @ theta[2:]
     cues = stretch.cues.get(i)
     if cues is not None:
-        r, rows, w = cue_residuals(stretch, cues, theta)
+        r, rows, w = cue_residuals(stretch, cues, theta, redescending)
         H += rows.T @ (rows * w[:, None])
         g -= rows.T @ (w * r)
     return H, g
 
 
-def cue_residuals(stretch: Stretch, cues: CueRows, theta: Array) -> tuple[Array, Array, Array]:
-    """Of a frame's cues: residuals (M,) of log depth, Jacobian rows (M, p), weights (M,) = Tukey / sigma^2."""
-    log_z, rows = stretch._rows(cues.v, stretch.grid.basis_at(cues.uv), theta)
+def cue_residuals(
+    stretch: Stretch, cues: CueRows, theta: Array, redescending: bool = True
+) -> tuple[Array, Array, Array]:
+    """Of a frame's cues: residuals (M,) of log depth, Jacobian rows (M, p), weights (M,) = robust / sigma^2."""
+    log_z = log_depth(cues.v, theta, stretch.domain, stretch.least_y) + cues.basis @ theta[2:].astype(np.float32)
+    rows = np.nan_to_num(stretch._rows(cues.v, cues.basis, theta))
     r = np.nan_to_num((log_z - cues.log_z).astype(float))
     sigma = np.hypot(cues.sigma, stretch.settings.cue_floor)
-    w = tukey(r / sigma / max(mad(r / sigma), 1.0)) / sigma**2
+    standard = r / sigma / max(mad(r / sigma), 1.0)
+    w = (tukey(standard) if redescending else huber(standard)) * cues.share / sigma**2
     return r, rows.astype(float), np.where(np.isfinite(log_z), w, 0)
 
 
@@ -239,12 +219,11 @@ def _link_terms(
     stretch: Stretch, theta: Array, pairs: Sequence[Pair], spread: float, redescending: bool, every: int
 ) -> Iterator[_LinkTerm]:
     """The terms of all links."""
-    surfaces = list(in_threads(lambda i: stretch.surface(i, theta[i]), range(len(theta))))
-
-    def one(pair: Pair) -> _LinkTerm | None:
-        return _link_term(stretch, theta, surfaces, pair, spread, redescending, every)
-
-    yield from (term for term in in_threads(one, pairs) if term is not None)
+    surfaces = [stretch.surface(i, t) for i, t in enumerate(theta)]
+    for pair in pairs:  # one at a time: the steps are so short that threads would only wait for the interpreter
+        term = _link_term(stretch, theta, surfaces, pair, spread, redescending, every)
+        if term is not None:
+            yield term
 
 
 def _link_term(
@@ -269,16 +248,17 @@ def _link_term(
     some = slice(None, None, THIN if len(r) > 100 * THIN else 1)
     share = np.float32(w.sum() / max(float(w[some].sum()), 1e-30))
     source, target = found.source[some], found.target[some]
-    weighted = stretch.columns(j, theta[j], target) * (share * wg[some])[:, None]
+    v_i, v_j = stretch.values[i], stretch.values[j]
+    weighted = stretch.jacobian(j, theta[j], target) * (share * wg[some])[:, None]
     return _LinkTerm(
         pair,
-        -(stretch.columns(i, theta[i], source).T @ weighted).astype(float),
+        -(stretch.jacobian(i, theta[i], source).T @ weighted).astype(float),
         np.bincount(source, share * wg[some] * found.gain[some], N).astype(np.float32),
         np.bincount(found.source, -wg * r, N).astype(np.float32),
         np.bincount(target, share * w[some], N).astype(np.float32),
         np.bincount(found.target, w * r, N).astype(np.float32),
-        -(wg * r) @ stretch.agreed_columns(i, theta[i], found.source, -half),
-        (w * r) @ stretch.agreed_columns(j, theta[j], found.target, half),
+        np.array([-(wg * r) @ d for d in slopes(v_i[found.source], theta[i], stretch.domain, -half)]),
+        np.array([(w * r) @ d for d in slopes(v_j[found.target], theta[j], stretch.domain, half)]),
         own,
         float(np.median(r[::3])),
     )
@@ -309,13 +289,3 @@ def _add(system: BlockSystem, stretch: Stretch, i: int, j: int, H: Array, g: Arr
             system.diagonal[a][columns, rows] += H.T
     if g is not None:
         system.right[a][rows] += g
-
-
-def in_threads(function: Callable[[S], R], items: Sequence[S], chunk: int = 256) -> Iterator[R]:
-    """function(item) of every item, in order, on all cores: numpy lets other threads run while it computes.
-
-    By chunks, so that results do not pile up.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1, "blas"):
-        for start in range(0, len(items), chunk):
-            yield from pool.map(function, items[start : start + chunk])

@@ -22,7 +22,7 @@ EDGE = 0.15  # log-depth step between neighbouring samples that marks a depth ed
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """A frame's current log depth on the grid (N,), its slope per cell (N, 2), and where both can be relied on (N,)."""
+    """A frame's current log depth on the grid (N,), its slope per cell (2, N), and where both can be relied on (N,)."""
 
     log_z: Float32
     slope: Float32
@@ -31,12 +31,14 @@ class Surface:
     @classmethod
     def of(cls, log_z: Float32, grid: SampleGrid) -> Surface:
         """Slopes by central differences; samples beside an edge or a gap are not smooth."""
-        image = log_z.reshape(grid.rows, grid.columns)
-        by_row, by_column = np.gradient(image)
-        slope = np.stack([by_column.ravel(), by_row.ravel()], 1)
+        image = np.pad(log_z.reshape(grid.rows, grid.columns), 1, "edge")
+        slope = np.empty((2, grid.rows, grid.columns), np.float32)
+        np.subtract(image[1:-1, 2:], image[1:-1, :-2], out=slope[0])
+        np.subtract(image[2:, 1:-1], image[:-2, 1:-1], out=slope[1])
+        slope *= np.float32(0.5)
         with np.errstate(invalid="ignore"):
-            smooth = np.isfinite(slope).all(1) & np.isfinite(log_z) & (np.abs(slope).max(1) < EDGE)
-        return cls(log_z, slope, smooth)
+            smooth = (np.abs(slope[0]) < EDGE) & (np.abs(slope[1]) < EDGE) & np.isfinite(image[1:-1, 1:-1])
+        return cls(log_z, slope.reshape(2, -1), smooth.ravel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +102,8 @@ def by_pose(
     q = z[source] / Z[source]
     residual = np.log(Z[source]) - _plane(j, target, column, row, grid)
     # d(cell)/d(log z): the sample slides along its epipolar line, and j's plane is read elsewhere.
-    slide = j.slope[target, 0] * rays.focal[0] * (a[0, source] - x[source] * a[2, source])
-    slide += j.slope[target, 1] * rays.focal[1] * (a[1, source] - y[source] * a[2, source])
+    slide = j.slope[0][target] * rays.focal[0] * (a[0, source] - x[source] * a[2, source])
+    slide += j.slope[1][target] * rays.focal[1] * (a[1, source] - y[source] * a[2, source])
     gain = q * (a[2, source] - slide)
     return _kept(source * every, target, residual, gain, j, hidden)
 
@@ -109,10 +111,10 @@ def by_pose(
 def by_flow(
     i: Surface, j: Surface, cells: Float32, seen: NDArray[np.bool_], grid: SampleGrid, every: int = 1
 ) -> Residuals:
-    """Samples of i, every n-th, that flow says went to `cells` (N, 2) of j where `seen` (N,); their depth stays."""
-    inside = (cells >= 0).all(1) & (cells[:, 0] < grid.columns) & (cells[:, 1] < grid.rows)
+    """Samples of i, every n-th, that flow says went to `cells` (2, N) of j where `seen` (N,); their depth stays."""
+    inside = (cells >= 0).all(0) & (cells[0] < grid.columns) & (cells[1] < grid.rows)
     source = every * np.flatnonzero((seen & i.smooth & inside)[::every])
-    column, row = cells[source].T
+    column, row = cells[:, source]
     target = row.astype(np.intp) * grid.columns + column.astype(np.intp)
     residual = i.log_z[source] - _plane(j, target, column, row, grid)
     return _kept(source, target, residual, np.ones_like(residual), j, np.inf)
@@ -120,8 +122,8 @@ def by_flow(
 
 def _plane(j: Surface, target: NDArray[np.intp], column: Float32, row: Float32, grid: SampleGrid) -> Float32:
     """j's log depth at (column, row), from the plane through its sample `target`."""
-    centre, slope = grid.cells[target], j.slope[target]
-    return j.log_z[target] + slope[:, 0] * (column - centre[:, 0]) + slope[:, 1] * (row - centre[:, 1])
+    along, down = grid.cells[0][target], grid.cells[1][target]
+    return j.log_z[target] + j.slope[0][target] * (column - along) + j.slope[1][target] * (row - down)
 
 
 def _kept(

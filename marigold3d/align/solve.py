@@ -19,13 +19,13 @@ from .robust import huber, mad
 
 BoolArray = NDArray[np.bool_]
 
-ROUNDS = (*[("huber", 4)] * 3, *[("tukey", 2)] * 4, ("tukey", 1))
+ROUNDS = (*[("huber", 7)] * 3, *[("tukey", 3)] * 2, ("tukey", 1))
 """Gauss-Newton rounds: convex weights while frames may be far off, every n-th sample while they still move."""
 DAMPING = 0.1
 CONVERGED = 2e-3  # of log depth: steps of scale and field that no longer matter
 LONGEST_STEP = 0.7  # of log scale in one step
 WIDEST_SPREAD = 0.3  # of links, log depth
-WINDOW_BLOCKS = 24  # blocks solved together; a block is as long as the longest link
+WINDOW_BLOCKS = 64  # blocks solved together; a block is as long as the longest link
 OVERLAP_BLOCKS = 2  # of them, solved again with what comes after
 LEAST_OVERLAP = 0.2  # share of the samples two frames must have in common for one to start from the other
 SPAN = 7.0  # far : near - 1 of a frame nothing is known about
@@ -90,7 +90,7 @@ def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam |
         system, links = assemble(stretch, theta, spread, loss == "tukey", every)
         if seam is not None:
             _join(system, seam, theta, stretch)
-        with threadpool_limits(None, "blas"):  # large blocks, one after the other: here all cores help
+        with threadpool_limits(1, "blas"):  # two threads are slower on blocks of this size
             factor = factorise(_damped(system, stretch))
             step = solve_constrained(factor, system.right, _constraints(stretch, theta, gauge, held))
         theta, moved = _moved(stretch, theta, np.concatenate(step).reshape(theta.shape))
@@ -282,7 +282,7 @@ def _chained(stretch: Stretch, theta: Array, frame: int, towards: int) -> Array 
     The other frame's samples are moved by its depth; the frame's own surface need only say where it has values.
     """
     own = stretch.values[frame]
-    flat = Surface(np.zeros_like(own), np.zeros((len(own), 2), np.float32), np.isfinite(own))
+    flat = Surface(np.zeros_like(own), np.zeros((2, len(own)), np.float32), np.isfinite(own))
     other = stretch.surface(towards, theta[towards])
     found = stretch.link(towards, frame, other, flat, np.inf, max(1, len(own) // 2000))
     if found is None or len(found.residual) < LEAST_OVERLAP * min(len(own), 2000):
