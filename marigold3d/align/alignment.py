@@ -19,9 +19,9 @@ from ..progress import run as drive
 from ..rigid import inverse
 from ..types import Array, DepthMap, Domain, Intrinsics, RelativeDepth, SparseCues
 from .affine import FAR_FACTOR, UNSTATED_SIGMA, AffineFit, fit_affine
-from .field import ScaleField
+from .field import ScaleField, fit_field, grid_shape
 from .flow import FlowBetween
-from .frame import FrameAlignment
+from .frame import FIELD_MIN_CUES, FrameAlignment
 from .grid import Float32, SampleGrid, ValueRange, log_depth
 from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_residuals
 from .links import Rays, Residuals, Surface, by_flow, by_pose
@@ -31,6 +31,9 @@ from .solve import Solution, assumed, scale_from_parallax, solve_stretch, start_
 
 MOST_CUES = 500  # of a frame: a coarse field needs no more, so each stands for several
 CORRELATED = 9.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
+FINE_COLUMNS = 12  # nodes along the longer side of the field that follows a frame's own cues ...
+FINE_STEP = 0.16  # ... prior standard deviation of the difference between adjacent ones ...
+FINE_FLOOR = 0.02  # ... and the least uncertainty of one far from any cue
 LEAST_CUES = 5  # agreeing cues a frame needs to start from its own fit
 IN_MEMORY = 2**29  # bytes of samples; those of longer clips wait on disk
 NO_CUES = SparseCues.empty()
@@ -357,7 +360,32 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
         int((~inliers[clip.used[position]]).sum()) if own is not None else 0,
         "aligned to other frames" if own is None else own.verdict,
     )
-    return FrameAlignment(fit, _field(clip.grid, theta, segment.solution.node_sigma[i]), spread)
+    coarse = _field(clip.grid, theta, segment.solution.node_sigma[i])
+    if coarse is None or own is None or inliers.sum() < FIELD_MIN_CUES:
+        return FrameAlignment(fit, coarse, spread)
+    return _sharpened(fit, coarse, clip.at_cues[position], clip.cues[position].select(clip.used[position]))
+
+
+def _sharpened(fit: AffineFit, coarse: ScaleField, v: Float32, cues: SparseCues) -> FrameAlignment:
+    """The frame bent further by its own cues, on a finer grid than all frames together can afford.
+
+    v (M,): the frame's values at its M cues.
+    """
+    width, height = coarse.width, coarse.height
+    shape = grid_shape(width, height, FINE_COLUMNS)
+    at = np.stack(np.meshgrid(np.linspace(0, width, shape[1]), np.linspace(0, height, shape[0])), -1).reshape(-1, 2)
+    base = ScaleField(coarse.at(at).reshape(shape), coarse.sigma_at(at).reshape(shape), width, height)
+    z = fit.depth(v).astype(float) * np.exp(base.at(cues.uv))
+    good = np.isfinite(z)
+    if good.sum() < FIELD_MIN_CUES:
+        return FrameAlignment(fit, coarse, fit.residual_sigma)
+    share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
+    ratio = np.log(cues.depth[good] / z[good])
+    bend = fit_field(cues.uv[good], ratio, share[good], width, height, shape, step_sigma=FINE_STEP)
+    # Where no cue is near, the fine field knows nothing, and what it might be is no more than what others were.
+    unknown = np.hypot(base.node_sigma, max(float(np.std(bend.nodes)), FINE_FLOOR))
+    total = ScaleField(base.nodes + bend.nodes, np.minimum(bend.node_sigma, unknown), width, height)
+    return FrameAlignment(fit, total, mad(ratio - bend.at(cues.uv[good])))
 
 
 def _agreeing(clip: _Clip, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:

@@ -46,6 +46,10 @@ class ScaleField:
         """Log factor (N,) at pixels uv (N, 2)."""
         return basis(uv, self.width, self.height, self.nodes.shape) @ self.nodes.ravel()
 
+    def sigma_at(self, uv: Array) -> Array:
+        """Its standard deviation (N,) at pixels uv (N, 2)."""
+        return basis(uv, self.width, self.height, self.nodes.shape) @ self.node_sigma.ravel()
+
     def _upsample(self, grid: Array) -> FloatImage:
         rows, columns = grid.shape
         wr = _hat((np.arange(self.height) + 0.5) / self.height, rows)  # (H, R)
@@ -69,6 +73,7 @@ def fit_field(
     *,
     trusted: NDArray[np.bool_] | None = None,
     least_spread: float = 1.0,
+    step_sigma: float = STEP_SIGMA,
 ) -> ScaleField:
     """Field through log_ratio (N,) = log(z_cue / z_affine) at uv (N, 2), with relative standard deviations sigma (N,).
 
@@ -76,9 +81,10 @@ def fit_field(
     affine fit kept; the field that more cues agree with is returned. A network that bends far has many good cues that
     no affine map meets; gross outliers draw a field that is free to follow them: neither start is safe alone.
     The spread of the residuals is re-estimated in every round; it is at least `least_spread` sigmas.
+    step_sigma: prior standard deviation of the difference between adjacent nodes.
     """
     B = basis(uv, width, height, shape)  # (N, R*C), four entries a row
-    prior = _prior(shape)  # (R*C, R*C)
+    prior = _prior(shape, step_sigma)  # (R*C, R*C)
     sigma = np.hypot(sigma, CUE_FLOOR)
     starts = [np.ones(len(uv), bool)] if trusted is None or trusted.all() else [np.ones(len(uv), bool), trusted]
     found = [_from_start(B, prior, log_ratio, sigma, start, least_spread) for start in starts]
@@ -128,7 +134,7 @@ def _cell(x: Array, nodes: int) -> tuple[NDArray[np.int64], Array]:
 
 
 @lru_cache(maxsize=8)
-def _prior(shape: tuple[int, int]) -> Array:
+def _prior(shape: tuple[int, int], step_sigma: float = STEP_SIGMA) -> Array:
     """(R*C, R*C) precision of the smoothness and the node prior."""
     index = np.arange(shape[0] * shape[1]).reshape(shape)
     pairs = np.concatenate(
@@ -140,4 +146,4 @@ def _prior(shape: tuple[int, int]) -> Array:
     D = np.zeros((len(pairs), index.size))
     D[np.arange(len(pairs)), pairs[:, 0]] = 1
     D[np.arange(len(pairs)), pairs[:, 1]] = -1
-    return D.T @ D / STEP_SIGMA**2 + np.eye(index.size) / NODE_SIGMA**2
+    return D.T @ D / step_sigma**2 + np.eye(index.size) / NODE_SIGMA**2
