@@ -17,6 +17,8 @@ from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 from ..errors import GeometryError
 from ..types import Array
 
+UNDETERMINED = "the clip's joint alignment is not determined by its cues, links and priors"
+
 
 @dataclass(eq=False)
 class BlockSystem:
@@ -93,7 +95,9 @@ def factorise(system: BlockSystem, dtype: type = np.float32) -> BlockFactor:
 
     In single precision by default, twice as fast: g is exact, so a step that is a little off costs nothing but itself.
     """
-    scale: list[Array] = [1 / np.sqrt(np.maximum(np.diag(D), 1e-300)) for D in system.diagonal]
+    if not all(np.all(np.diag(D) > 0) for D in system.diagonal):  # also where it is NaN, which LAPACK would not mind
+        raise GeometryError(UNDETERMINED)
+    scale: list[Array] = [1 / np.sqrt(np.diag(D)) for D in system.diagonal]
     lower: list[Array] = []
     above: list[Array] = []
     for k, D in enumerate(system.diagonal):
@@ -103,7 +107,7 @@ def factorise(system: BlockSystem, dtype: type = np.float32) -> BlockFactor:
         try:
             lower.append(cholesky(rest, lower=True, overwrite_a=True, check_finite=False))
         except LinAlgError:
-            raise GeometryError("the clip's joint alignment is not determined by its cues, links and priors") from None
+            raise GeometryError(UNDETERMINED) from None
         if k < len(system.coupling):
             above.append(_forward(lower[-1], _scaled(system.coupling[k], scale[k], scale[k + 1], dtype)))
     return BlockFactor(lower, above, scale)
