@@ -34,7 +34,22 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-CAMERA, POSES, ADVANCED = "Camera", "Poses", "Fine tuning"
+CAMERA, POSES, METRES, ADVANCED = "Camera", "Poses", "Known depths and lengths", "Fine tuning"
+
+Cues = typer.Option(
+    "--cues",
+    help="Known depths: a folder of depth maps NNNNNN.png (mm), .npy, .exr (m); FILE@FRAME; a CSV or NPZ of frame,u,v,"
+    "depth or x,y,z or name,x,y,z,frame,u,v; a COLMAP or OpenSfM model. May be given several times.",
+    rich_help_panel=METRES,
+)
+Measures = typer.Option(
+    "--measure",
+    help="A known length: x1,y1,x2,y2,FRAME=METRES, pixels of the clip. May be given several times.",
+    rich_help_panel=METRES,
+)
+Guide = typer.Option(
+    "--guide", help="Steer a diffusion model by the known depths, on keyframes.", rich_help_panel=METRES
+)
 
 
 class Device(StrEnum):
@@ -100,9 +115,16 @@ def video(
         bool, typer.Option("--metric-poses", help="The poses' translations are metres.", rich_help_panel=POSES)
     ] = False,
     static: Annotated[bool, typer.Option("--static", help="The camera stood still.", rich_help_panel=POSES)] = False,
+    no_poses: Annotated[
+        bool,
+        typer.Option("--no-poses", help="Consistent depth by optical flow alone; no cloud.", rich_help_panel=POSES),
+    ] = False,
     allow_cuts: Annotated[
         bool, typer.Option("--allow-cuts", help="Take a clip with scene cuts as one scene.", rich_help_panel=POSES)
     ] = False,
+    cues: Annotated[list[str] | None, Cues] = None,
+    measure: Annotated[list[str] | None, Measures] = None,
+    guide: Annotated[bool, Guide] = False,
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Sharpen depth by matching views.", rich_help_panel=ADVANCED)
     ] = True,
@@ -130,19 +152,23 @@ def video(
     """Turn a clip into aligned depth, a camera path and a coloured point cloud."""
     from . import config as c
 
-    if poses is not None and static:
-        raise UsageError("--poses and --static exclude each other: give one")
+    if sum((poses is not None, static, no_poses)) > 1:
+        raise UsageError("--poses, --static and --no-poses exclude each other: give one")
     if metric_poses and poses is None:
         raise UsageError("--metric-poses says what the units of --poses FILE are: give the file too")
     numbers, file = _intrinsics(intrinsics)
     settings = c.RunConfig(
-        fuse=fuse,
+        fuse=fuse and not no_poses,
         video=c.VideoConfig(start, end, stride, fps, max_frames, max_side),
         depth=c.DepthConfig(model, device.value, steps, ensemble, seed, processing_resolution, offline=offline),
         camera=c.CameraConfig(fov, focal_px, focal_35mm, numbers, file),
         poses=c.PoseConfig(
-            "static" if static else "file" if poses else "sfm", poses, metric_poses, allow_cuts=allow_cuts
+            "none" if no_poses else "static" if static else "file" if poses else "sfm",
+            poses,
+            metric_poses,
+            allow_cuts=allow_cuts,
         ),
+        align=c.AlignConfig(cues=tuple(cues or ()), measures=tuple(measure or ()), guide=guide),
         refine=c.RefineConfig(enabled=refine),
         fusion=c.FusionConfig(voxel, max_depth, consistency_ratio=consistency, min_observations=min_observations),
     )
@@ -182,6 +208,55 @@ def depth(
         written = estimate_images(images, output, settings, overwrite=overwrite, on_progress=on_progress)
     if as_json:
         _print_json({"written": [str(p) for p in written], "near": "small", "far": "large"})
+
+
+@app.command()
+def align(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    cues: Annotated[list[str] | None, Cues] = None,
+    cue_sigma: Annotated[
+        float | None, typer.Option(help="Standard deviation of the cues, share of depth.", rich_help_panel=METRES)
+    ] = None,
+    metric_cues: Annotated[
+        bool, typer.Option("--metric-cues", help="A foreign model's units are metres.", rich_help_panel=METRES)
+    ] = False,
+    measure: Annotated[list[str] | None, Measures] = None,
+    guide: Annotated[bool, Guide] = False,
+    field: Annotated[bool, typer.Option("--field/--no-field", help="Bend each frame by a smooth field.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the alignment: PNG, PDF or SVG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Align a finished run anew, to known depths and lengths, without estimating depth again; or draw its report.
+
+    With nothing but --plot or --json the run stays as it is.
+    """
+    from .config import AlignConfig
+    from .realign import realign
+    from .store import Run
+    from .terminal import alignment_table, progress_bars
+
+    opened = Run.open(run)
+    if cues or measure or guide or not field or (plot is None and not as_json):
+        units = "m" if metric_cues else None
+        settings = AlignConfig(
+            field=field,
+            cues=tuple(cues or ()),
+            cue_sigma=cue_sigma,
+            cue_units=units,  # type: ignore[arg-type]
+            measures=tuple(measure or ()),
+            guide=guide,
+        )
+        with progress_bars(quiet) as on_progress:
+            opened = realign(opened, settings, on_progress=on_progress)
+    if plot is not None:
+        from .align.plot import plot_alignment
+
+        plot_alignment(opened.alignment(), plot)
+    if as_json:
+        _print_json({"run": str(run), "units": opened.manifest["units"], **opened.manifest["report"]})
+    else:
+        print(alignment_table(opened), file=sys.stderr)
 
 
 @app.command()

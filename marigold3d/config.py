@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ class CameraConfig:
 class PoseConfig:
     """Where camera poses come from."""
 
-    source: Literal["sfm", "file", "static"] = "sfm"
+    source: Literal["sfm", "file", "static", "none"] = "sfm"
     file: Path | None = None  # TUM, COLMAP, transforms.json or .npy
     metric: bool = False  # the file's translations are metres
     keyframe_fps: float = 15.0  # SfM keyframes a second, at the most
@@ -80,9 +81,13 @@ class AlignConfig:
     """From relative to scene-unit depth."""
 
     field: bool = True  # bend each frame by a low-frequency log-scale field
-    field_columns: int = 12  # nodes of the field's grid along the image's longer side
     held_out: float = 0.2  # share of the cues kept back to measure the error
-    min_cues: int = 20  # below this a frame is aligned to its neighbours
+    cues: tuple[str, ...] = ()  # files of known depths: depth maps, tables, clouds, control points, SfM models
+    cue_sigma: float | None = None  # standard deviation of those cues, share of depth; None: by kind of file
+    cue_units: Literal["m", "arbitrary"] | None = None  # of those cues; None: by kind of file
+    measures: tuple[str, ...] = ()  # known lengths, "x1,y1,x2,y2,frame=METRES"
+    guide: bool = False  # steer a diffusion model by the cues, on keyframes
+    guided_frames: int = 12  # so many of them, at the most
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,25 @@ class RunConfig:
         """JSON-ready settings."""
         return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
 
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """The settings that `as_dict` wrote; entries of other versions that are unknown here are left out."""
+        stages = {f.name: f.default_factory for f in fields(cls) if f.default_factory is not MISSING}
+        parts = {name: _restored(type(make()), settings.get(name, {})) for name, make in stages.items()}
+        return cls(fuse=bool(settings.get("fuse", True)), **parts)
+
     def digest(self) -> str:
         """Short hash of the settings: an interrupted run resumes only under the same one."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _restored(stage: type[Any], entries: Mapping[str, Any]) -> Any:
+    """A stage's settings from JSON, which knows neither paths nor tuples."""
+    known = {f.name: str(f.type) for f in fields(stage)}
+    values = {name: value for name, value in entries.items() if name in known}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+        elif isinstance(value, str) and "Path" in known[name]:
+            values[name] = Path(value)
+    return stage(**values)

@@ -74,6 +74,12 @@ class Similarity:
         out[:, :3, 3] = self.apply(T_world_camera[:, :3, 3])
         return out
 
+    def as_matrix(self) -> Array:
+        """(4, 4) of homogeneous coordinates."""
+        T = np.eye(4)
+        T[:3, :3], T[:3, 3] = self.scale * self.rotation, self.translation
+        return T
+
     def inverse(self) -> Similarity:
         R_t = self.rotation.T
         return Similarity(1 / self.scale, R_t, -R_t @ self.translation / self.scale)

@@ -173,6 +173,13 @@ class Run:
         """The cached array `name`, (T, H, W), one compressed chunk a frame."""
         return FrameArray(self.cache / "arrays.zarr" / name, shape, "w" if fresh else "a")
 
+    def alignment(self) -> dict[str, Any]:
+        """The report of the alignment. InputError when the run has none."""
+        report = self.manifest.get("report", {}).get("alignment")
+        if not report:
+            raise InputError(f"{self.path} has no alignment report: it is not finished, or of an older version")
+        return dict(report)
+
     # -- products -----------------------------------------------------------------------------------------------------
 
     @property

@@ -16,7 +16,10 @@ TITLES = {
     "scan": "Looking at the clip",
     "poses": "Finding cameras",
     "depth": "Estimating depth",
-    "align": "Aligning depth",
+    "align": "Reading relative depth",
+    "guide": "Guiding keyframes",
+    "solve": "Aligning all frames",
+    "apply": "Writing aligned depth",
     "sweep": "Matching views",
     "refine": "Refining keyframes",
     "between": "Refining the rest",
@@ -102,7 +105,11 @@ def report_lines(run: Run) -> str:
             f"({c['intrinsics']})"
         )
     if a := report.get("alignment"):
-        lines.append(_held_out("alignment", a["held_out"], unit))
+        lines += _alignment(a, unit)
+    if m := report.get("lengths"):
+        lines.append(
+            f"  scale     {m['factor']:.4g} +- {m['sigma']:.2g} m a unit, from {len(m['lengths'])} known lengths"
+        )
     if r := report.get("refinement"):
         lines.append(f"  refined   {r['share_from_views']:.0%} of the pixels decided by other views")
         lines.append(_held_out("refined", r["held_out"], unit))
@@ -113,6 +120,41 @@ def report_lines(run: Run) -> str:
         lines.append(f"  time      {s['total']:.0f} s ({spent}), peak memory {report['peak_memory_mb']:.0f} MB")
     lines += [f"  warning   {w}" for w in report.get("warnings", [])]
     return "\n".join(line for line in lines if line)
+
+
+def _alignment(a: dict[str, Any], unit: str) -> list[str]:
+    """What was aligned to what, how well, and what that did to flicker."""
+    verdicts = ", ".join(f"{n} {what}" for what, n in a["verdicts"].items())
+    scenes = f" in {a['segments']} scenes" if a["segments"] > 1 else ""
+    lines = [f"  aligned   frames{scenes}: {verdicts}"]
+    for name, s in a["sources"].items():
+        lines.append(f"            {name}: {s['used']:,} cues, {s['rejected']:,} of them rejected")
+    flicker = a["flicker"]
+    if flicker["before"] is not None and flicker["after"]:
+        lines.append(f"            flicker from frame to frame {flicker['before']:.2%}, now {flicker['after']:.2%}")
+    return [*lines, _held_out("alignment", a["held_out"], unit)]
+
+
+def alignment_table(run: Run, rows: int = 24) -> str:
+    """The alignment of a run as a table: every frame's scale and shift with their deviations, evenly thinned."""
+    a, unit = run.alignment(), "m" if run.manifest.get("units") == "m" else "scene units"
+    f = a["frames"]
+    count = len(f["position"])
+    shown = sorted({round(k * (count - 1) / max(min(rows, count) - 1, 1)) for k in range(min(rows, count))})
+    table = [f"{run.path}: {count} frames, units: {run.manifest.get('units')}"]
+    table.append(f"{'frame':>7}{'scale':>12}{'+-':>10}{'shift':>12}{'+-':>10}{'cues':>8}{'rejected':>10}  determined")
+    for k in shown:
+        numbers = [f[name][k] for name in ("scale", "scale_sigma", "shift", "shift_sigma")]
+        text = [
+            f"{'-' if n is None else format(n, '.4g'):>{w}}" for n, w in zip(numbers, (12, 10, 12, 10), strict=True)
+        ]
+        table.append(
+            f"{f['position'][k]:>7}{''.join(text)}{f['cues'][k]:>8}{f['rejected'][k]:>10}  {f['determined'][k]}"
+        )
+    table += _alignment(a, unit)
+    if a["held_out_affine"]["n"]:
+        table.append(_held_out("affine", a["held_out_affine"], unit) + " (scale and shift alone)")
+    return "\n".join(line for line in table if line)
 
 
 def _held_out(title: str, errors: dict[str, Any], unit: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +51,8 @@ class Flicker:
         return {
             "before": _mean(self.before),
             "after": _mean(self.after),
-            "series_before": np.round(self.before, 5).tolist(),
-            "series_after": np.round(self.after, 5).tolist(),
+            "series_before": _for_json(self.before),
+            "series_after": _for_json(self.after),
         }
 
 
@@ -60,7 +61,8 @@ class Alignment:
     """A clip's alignment: one entry a frame, None for a frame that nothing ties to the scene or that has no depth.
 
     segment (T,): frames of one number share a scale; those of different ones do not, unless cues gave it. used,
-    rejected (T,): cues a frame has, and those of them that disagree. units_known: cues gave the scale of every segment.
+    rejected (T,): cues a frame has, and those of them that disagree. scaled_by_cues: they gave the scale of every
+    segment. alone: for comparison, the affine fits of frames to their own cues.
     """
 
     frames: list[FrameAlignment | None]
@@ -70,6 +72,7 @@ class Alignment:
     flicker: Flicker
     link_spread: float
     scaled_by_cues: bool
+    alone: dict[int, FrameAlignment]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -110,8 +113,16 @@ class Alignment:
         }
 
 
+class Maps(Protocol):
+    """T relative depth maps by position: a list, or anything that reads them from disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> RelativeDepth: ...
+
+
 def solve_clip(
-    relative: Sequence[RelativeDepth],
+    relative: Maps,
     cues: Mapping[int, SparseCues] | None = None,
     *,
     camera: Intrinsics | None = None,
@@ -138,7 +149,7 @@ def solve_clip(
 
 
 def solve_clip_steps(
-    relative: Sequence[RelativeDepth],
+    relative: Maps,
     cues: Mapping[int, SparseCues] | None = None,
     *,
     camera: Intrinsics | None = None,
@@ -181,7 +192,7 @@ class _Clip:
     domain: Domain
 
 
-def _read(relative: Sequence[RelativeDepth], cues: Mapping[int, SparseCues], settings: JointSettings) -> Steps[_Clip]:
+def _read(relative: Maps, cues: Mapping[int, SparseCues], settings: JointSettings) -> Steps[_Clip]:
     """One pass over the clip. Frames are let go of as soon as their samples are taken."""
     if len(relative) == 0:
         raise GeometryError("there are no depth maps to align")
@@ -330,6 +341,7 @@ def _alignment(clip: _Clip, segments: list[_Segment], starts: list[int]) -> Alig
         Flicker(np.concatenate(before)[:-1], np.concatenate(after)[:-1]),
         float(np.median([s.solution.spread for s in segments])),
         all(any(starts[k] <= i < starts[k + 1] for i in clip.fits) for k in range(len(segments))),
+        {i: FrameAlignment(fit, None, fit.residual_sigma) for i, fit in clip.fits.items()},
     )
 
 
@@ -431,6 +443,11 @@ def flicker(stretch: Stretch, theta: Array) -> Array:
     return np.array([one(i) for i in range(len(theta) - 1)])
 
 
-def _mean(series: Array) -> float:
+def _for_json(series: Array) -> list[float | None]:
+    """JSON has no NaN."""
+    return [round(float(x), 5) if np.isfinite(x) else None for x in series]
+
+
+def _mean(series: Array) -> float | None:
     good = series[np.isfinite(series)]
-    return round(float(good.mean()), 6) if len(good) else float("nan")
+    return round(float(good.mean()), 6) if len(good) else None

@@ -1,10 +1,10 @@
-"""All frames of a clip: each to the points it sees, frames with too few to their neighbours, some points held out."""
+"""A clip's alignment from its cue sources to stored depth: cues are gathered and some held out, all frames are solved
+together, every depth map is written, and the held-out cues say how good it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,187 +13,169 @@ from ..config import AlignConfig
 from ..errors import GeometryError
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
-from .frame import fit_frame
-from .neighbours import carried_cues
+from .affine import UNSTATED_SIGMA
+from .alignment import Alignment, solve_clip_steps
+from .flow import FlowBetween
+from .frame import FrameAlignment
+from .held_out import HeldOut, held_out_points
+from .joint import JointSettings
 from .samples import sample
-
-
-class PointSource(Protocol):
-    """Where a frame's cues come from: an SfM model. `cues` gives them with the index of the point behind each."""
-
-    @property
-    def points(self) -> Array: ...
-
-    def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]: ...
+from .sources import CueSource
 
 
 @dataclass
-class HeldOut:
-    """Error on points no fit has seen, for one way of aligning. Sums only, so that it does not grow with the clip."""
+class SourceReport:
+    """What became of one source's cues: used for the alignment, rejected by it, and the error of those held out."""
 
-    count: int = 0
-    absolute: float = 0.0
-    relative: float = 0.0
-    within_1_25: int = 0
+    used: int = 0
+    rejected: int = 0
+    held_out: HeldOut = field(default_factory=HeldOut)
 
-    def add(self, estimate: Array, truth: Array) -> None:
-        """Depths (N,), NaN where there is no estimate."""
-        good = np.isfinite(estimate)
-        e, z = estimate[good], truth[good]
-        self.count += len(z)
-        self.absolute += float(np.abs(e - z).sum())
-        self.relative += float((np.abs(e - z) / z).sum())
-        self.within_1_25 += int((np.maximum(e / z, z / e) < 1.25).sum())
-
-    def report(self) -> dict[str, float | int]:
-        n = max(self.count, 1)
-        return {
-            "n": self.count,
-            "mae": round(self.absolute / n, 6),
-            "abs_rel": round(self.relative / n, 5),
-            "delta1": round(self.within_1_25 / n, 5),
-        }
+    def as_dict(self) -> dict[str, object]:
+        return {"used": self.used, "rejected": self.rejected, "held_out": self.held_out.report()}
 
 
 @dataclass
 class AlignmentReport:
-    """How the clip was aligned: frames by kind, and the held-out error of the affine fit alone and of the whole."""
+    """How a clip was aligned: every frame's solution, each source's cues, and the held-out error of two ways.
 
-    own_cues: int = 0
-    from_neighbours: int = 0
-    not_aligned: int = 0
-    scale_only: int = 0
+    affine: a fit of scale and shift to each frame's own cues; aligned: the whole.
+    """
+
+    alignment: Alignment
+    sources: dict[str, SourceReport]
     affine: HeldOut = field(default_factory=HeldOut)
     aligned: HeldOut = field(default_factory=HeldOut)
 
+    @property
+    def not_aligned(self) -> int:
+        """Frames left without depth."""
+        return sum(f is None for f in self.alignment.frames)
+
     def as_dict(self) -> dict[str, object]:
         return {
-            "frames_aligned_to_points": self.own_cues,
-            "frames_aligned_to_neighbours": self.from_neighbours,
-            "frames_not_aligned": self.not_aligned,
-            "frames_with_scale_only": self.scale_only,
+            "verdicts": self.alignment.verdicts,
+            "segments": int(self.alignment.segment.max()) + 1,
+            "sources": {name: s.as_dict() for name, s in self.sources.items()},
             "held_out_affine": self.affine.report(),
             "held_out": self.aligned.report(),
+            **self.alignment.as_dict(),
         }
-
-
-def held_out_points(count: int, share: float) -> NDArray[np.bool_]:
-    """(count,) bool: the points kept back. Whole points, not observations: what one frame may not see, none may."""
-    return np.random.default_rng(0).random(count) < share
 
 
 def align_clip(
     relative: Callable[[int], RelativeDepth],
     store: Callable[[int, DepthMap], None],
-    stored: Callable[[int], DepthMap],
-    posed: NDArray[np.bool_],
-    T_world_camera: Array,
-    camera: Intrinsics,
-    source: PointSource | None,
+    positions: NDArray[np.int64],
+    sources: Sequence[CueSource],
     config: AlignConfig,
+    *,
+    camera: Intrinsics | None = None,
+    T_world_camera: Array | None = None,
+    flow: FlowBetween | None = None,
+    cuts: Iterable[int] = (),
 ) -> Steps[AlignmentReport]:
-    """Align every posed frame. `relative(position)` reads, `store(position, depth)` writes, `stored` reads back.
+    """Align the frames at `positions` (P,), increasing. `relative(position)` reads, `store(position, depth)` writes.
 
-    posed (T,) bool and T_world_camera (T, 4, 4) are over all used frames. Without a `source` of points the first frame
-    sets an arbitrary scale and the others follow it. A frame that shares nothing with its neighbours, or has no depth
-    of its own, is stored without valid depth. Raises GeometryError when nothing can be aligned.
+    T_world_camera (T, 4, 4) of all used frames with `camera`, or `flow` between them: see `solve_clip`. cuts: positions
+    that start a new scene. Frames that nothing ties to the scene are stored without valid depth. Raises GeometryError
+    when nothing can be aligned.
     """
-    report = AlignmentReport()
-    positions = np.flatnonzero(posed)
     if len(positions) == 0:
         raise GeometryError("no frame has a camera pose, so nothing can be aligned")
-    done: list[int] = []
-    if source is None:
-        store(int(positions[0]), reference_depth(relative(int(positions[0]))))
-        done.append(int(positions[0]))
-        yield Progress("align", 1, len(positions))
-    else:
-        held = held_out_points(len(source.points), config.held_out)
-        for position in positions.tolist():
-            depth = _align_to_points(
-                relative(position), *source.cues(position, T_world_camera[position]), held, config, report
-            )
-            if depth is not None:
-                store(position, depth)
-                done.append(position)
-                yield Progress("align", len(done), len(positions), FramePreview(position, depth.depth))
-    if not done:
-        raise GeometryError(f"no frame sees the {config.min_cues} points it takes to align its depth")
-    for position in _nearest_first(positions, done):
-        reference = min(done, key=lambda p: abs(p - position)) if source is not None else int(positions[0])
-        poses = T_world_camera[reference], T_world_camera[position]
-        depth = _align_to_cues(relative(position), carried_cues(stored(reference), *poses, camera), config)
+    poses = None if T_world_camera is None else T_world_camera[positions]
+    gathered = [_Gathered.of(s, positions, poses, config.held_out) for s in sources]
+    cues = {i: _joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
+    alignment = yield from solve_clip_steps(
+        _At(relative, positions),
+        {i: c for i, c in cues.items() if len(c)},
+        camera=None if poses is None else camera,
+        T_world_camera=poses,
+        flow=None if flow is None else lambda i, j: flow(int(positions[i]), int(positions[j])),
+        cuts=np.searchsorted(positions, sorted(cuts)).tolist(),
+        settings=JointSettings(field_columns=6 if config.field else 1),
+    )
+    if alignment.frames.count(None) == len(positions):
+        raise GeometryError("no frame can be aligned: there are no cues, and the frames have nothing in common")
+    report = AlignmentReport(alignment, {g.name: SourceReport() for g in gathered})
+    for i, position in enumerate(positions.tolist()):
+        frame, own = alignment.frames[i], relative(position)
+        depth = alignment.apply(i, own)
         store(position, depth)
-        if depth.valid.any():
-            report.from_neighbours += 1
-            done.append(position)
-        else:
-            report.not_aligned += 1
-        yield Progress("align", len(done) + report.not_aligned, len(positions), FramePreview(position, depth.depth))
+        if frame is not None:
+            _count(report, frame, alignment.alone.get(i), own, i, gathered)
+        yield Progress("apply", i + 1, len(positions), FramePreview(position, depth.depth))
     return report
 
 
-def _align_to_cues(relative: RelativeDepth, cues: SparseCues, config: AlignConfig) -> DepthMap:
-    """The frame aligned to cues from a neighbour; nowhere valid when no cue falls on it."""
-    try:
-        return fit_frame(relative, cues, field=config.field, columns=config.field_columns).apply(relative)
-    except GeometryError:
-        nowhere = np.zeros_like(relative.values)
-        return DepthMap(nowhere, nowhere > 0, nowhere)
+@dataclass(frozen=True, eq=False)
+class _At:
+    """The relative depth of the frames at some positions, as a sequence."""
+
+    relative: Callable[[int], RelativeDepth]
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i: int) -> RelativeDepth:
+        if not 0 <= i < len(self.positions):
+            raise IndexError(i)
+        return self.relative(int(self.positions[i]))
 
 
-def reference_depth(relative: RelativeDepth) -> DepthMap:
-    """Depth of a frame nothing is known about: median 1, and far : near = 8 where the domain leaves the shift open.
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """One source's cues of every frame: those the solve may see, and those held out."""
 
-    Raises GeometryError when the frame has no depth at all.
-    """
-    if not np.isfinite(relative.values).any():
-        raise GeometryError("the first frame has no depth, so nothing sets the scene's scale: start later with --start")
-    low, high = np.nanpercentile(relative.values, (2, 98))
-    unit = (relative.values - low) / max(high - low, 1e-12)
-    if relative.domain == "disparity":
-        z = 1 / np.maximum(unit + 1 / 7, 1 / 50)
-    elif relative.domain == "depth":
-        z = unit + 1 / 7
-    else:
-        z = np.exp(relative.values) if relative.domain == "log_depth" else relative.values
-    valid = np.isfinite(z) & (z > 0)
-    z = np.where(valid, z / np.median(z[valid]), 0).astype(np.float32)
-    return DepthMap(z, valid, np.float32(0.2) * z)
+    name: str
+    kept: list[SparseCues]
+    held: list[SparseCues]
+
+    @classmethod
+    def of(cls, source: CueSource, positions: NDArray[np.int64], poses: Array | None, share: float) -> _Gathered:
+        held = held_out_points(source.count, share)
+        kept_cues, held_cues = [], []
+        for i, position in enumerate(positions.tolist()):
+            cues, ids = source.cues(position, np.eye(4) if poses is None else poses[i])
+            kept_cues.append(cues.select(~held[ids]))
+            held_cues.append(cues.select(held[ids]))
+        return cls(source.name, kept_cues, held_cues)
 
 
-def _align_to_points(
-    relative: RelativeDepth,
-    cues: SparseCues,
-    ids: NDArray[np.int64],
-    held: NDArray[np.bool_],
-    config: AlignConfig,
+def _count(
     report: AlignmentReport,
-) -> DepthMap | None:
-    """The frame aligned to its own points, held-out ones measured; None when it sees too few."""
-    on_depth = np.isfinite(sample(relative.values, cues.uv))
-    cues, ids = cues.select(on_depth), ids[on_depth]
-    test = held[ids]
-    if (~test).sum() < config.min_cues:
-        return None
-    alignment = fit_frame(relative, cues.select(~test), field=config.field, columns=config.field_columns)
-    kept_back = cues.select(test)
-    plain = alignment.fit
-    report.own_cues += 1
-    report.scale_only += plain.determined == "scale only"
-    report.affine.add(replace(alignment, field=None).depth_at(relative, kept_back.uv), kept_back.depth)
-    report.aligned.add(alignment.depth_at(relative, kept_back.uv), kept_back.depth)
-    return alignment.apply(relative)
+    frame: FrameAlignment,
+    alone: FrameAlignment | None,
+    relative: RelativeDepth,
+    i: int,
+    gathered: list[_Gathered],
+) -> None:
+    """Add a frame's cues, used, rejected and held out, to the report."""
+    first = 0
+    for g in gathered:
+        entry, kept, held = report.sources[g.name], g.kept[i], g.held[i]
+        if len(frame.fit.inliers):
+            agree = frame.fit.inliers[first : first + len(kept)]
+            on_depth = np.isfinite(sample(relative.values, kept.uv))
+            entry.used += int(on_depth.sum())
+            entry.rejected += int((on_depth & ~agree).sum())
+        first += len(kept)
+        if len(held):
+            estimate = frame.depth_at(relative, held.uv)
+            entry.held_out.add(estimate, held.depth)
+            report.aligned.add(estimate, held.depth)
+            if alone is not None:
+                report.affine.add(alone.depth_at(relative, held.uv), held.depth)
 
 
-def _nearest_first(positions: NDArray[np.int64], done: list[int]) -> list[int]:
-    """The positions not done, those next to finished ones first, so that each can lean on a neighbour."""
-    finished = np.array(sorted(done))
-    rest = np.setdiff1d(positions, finished)
-    after = np.searchsorted(finished, rest)
-    gap = np.minimum(
-        np.abs(rest - finished[np.clip(after, 0, len(finished) - 1)]),
-        np.abs(rest - finished[np.clip(after - 1, 0, None)]),
+def _joined(parts: Sequence[SparseCues]) -> SparseCues:
+    """All cues of a frame, in the order of their sources."""
+    parts = parts or [SparseCues.empty()]
+    sigma = [UNSTATED_SIGMA * c.depth if c.sigma is None else c.sigma for c in parts]
+    return SparseCues(
+        np.concatenate([c.uv for c in parts]),
+        np.concatenate([c.depth for c in parts]),
+        np.concatenate(sigma),
+        ", ".join(c.source for c in parts if len(c)),
     )
-    order: list[int] = rest[np.argsort(gap, kind="stable")].tolist()
-    return order

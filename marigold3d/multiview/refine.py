@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..align.clip import HeldOut, PointSource, held_out_points
 from ..align.frame import fit_frame
+from ..align.held_out import HeldOut, held_out_points
 from ..align.neighbours import carried_cues
 from ..align.samples import sample
+from ..align.sources import CueSource
 from ..config import RefineConfig
 from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
@@ -146,11 +147,11 @@ def bend(depth: DepthMap, cues: SparseCues) -> DepthMap:
 
 
 def held_out_error(
-    keys: Keyframes, refined: Callable[[int], DepthMap], source: PointSource, share: float
+    keys: Keyframes, refined: Callable[[int], DepthMap], source: CueSource, share: float
 ) -> dict[str, float | int]:
     """Error of the refined keyframes at the points that no alignment has seen."""
     errors = HeldOut()
-    held = held_out_points(len(source.points), share)
+    held = held_out_points(source.count, share)
     for i, position in enumerate(keys.positions.tolist()):
         cues, ids = source.cues(position, keys.T_world_camera[i])
         test = cues.select(held[ids])

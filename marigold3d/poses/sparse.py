@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..camera import project
 from ..rigid import interpolate, inverse, transform
-from ..types import Array, Intrinsics, SparseCues
+from ..types import Array, Intrinsics, SparseCues, Units
 
 REPROJECTION_PX = 1.0  # standard deviation of a keypoint, px at the size the features were found at
 MIN_SIN_ANGLE = np.sin(np.radians(1.0))  # points seen under a smaller angle carry no depth
@@ -34,6 +34,18 @@ class SparseModel:
     sin_angle: Array
     seen_frame: NDArray[np.int64]
     seen_point: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return "structure from motion"
+
+    @property
+    def units(self) -> Units:
+        return "arbitrary"
+
+    @property
+    def count(self) -> int:
+        return len(self.points)
 
     def points_near(self, position: int) -> NDArray[np.int64]:
         """Points seen by the registered frame at `position`, or by the ones before and after it."""

@@ -1,7 +1,8 @@
 """The stages of a run, generators of Progress: they join the modules that know the mathematics to the run folder."""
 
+from .align import align_depth, scale_to_lengths
 from .cameras import find_cameras
-from .depth import align_depth, estimate_depth
+from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
 from .look import look_at_clip
 from .scene import fuse_cloud, refine_depth, write_products
@@ -18,5 +19,6 @@ __all__ = [
     "fuse_cloud",
     "look_at_clip",
     "refine_depth",
+    "scale_to_lengths",
     "write_products",
 ]

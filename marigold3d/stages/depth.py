@@ -1,4 +1,4 @@
-"""Relative depth of every posed frame, and its alignment to scene units."""
+"""Relative depth of every posed frame."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..align.clip import AlignmentReport, align_clip
 from ..depth import DepthEstimator
 from ..progress import FramePreview, Progress, Steps
 from ..scan import Scan
 from ..store import FrameArray
 from ..types import RelativeDepth
-from .job import Cameras, DepthStore, Job
+from .job import Job
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +67,3 @@ def _batches(
             positions, images = [], []
     if positions:
         yield positions, np.stack(images)
-
-
-def align_depth(job: Job, scan: Scan, cameras: Cameras, relative: RelativeStore) -> Steps[DepthStore]:
-    """Scene-unit depth of every posed frame."""
-    store = DepthStore.open(job.run, "aligned", scan)
-    report: AlignmentReport = yield from align_clip(
-        relative,
-        store.put,
-        store.get,
-        cameras.posed,
-        cameras.T_world_camera,
-        cameras.intrinsics,
-        cameras.model,
-        job.config.align,
-    )
-    job.report["alignment"] = report.as_dict()
-    if report.not_aligned:
-        job.warn(f"{report.not_aligned} frames share too little with their neighbours to be aligned and are left empty")
-    if report.aligned.count and report.aligned.relative / report.aligned.count > 0.3:
-        job.warn("held-out points disagree with the aligned depth by more than 30 %: do not measure in this scene")
-    return store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class Cameras:
     keyframes: NDArray[np.int64]  # positions with a pose of their own, not an interpolated one
     units: Units
 
+    def in_metres(self, factor: float) -> Cameras:
+        """The same cameras and points in metres, `factor` of which make a unit of what they were in."""
+        T = self.T_world_camera.copy()
+        T[:, :3, 3] *= factor
+        model = None if self.model is None else self.model.scaled(factor)
+        return replace(self, T_world_camera=T, model=model, units="m")
+
 
 @dataclass(frozen=True, eq=False)
 class DepthStore:
@@ -52,6 +59,7 @@ class DepthStore:
 
     depth: FrameArray
     sigma: FrameArray
+    factor: float = 1.0  # what is on disk is multiplied by this: a known length rescales a scene without rewriting it
 
     @classmethod
     def open(cls, run: Run, name: str, scan: Scan, size: tuple[int, int] | None = None) -> DepthStore:
@@ -65,9 +73,14 @@ class DepthStore:
         self.depth[position] = np.where(depth.valid, depth.depth, np.nan).astype(np.float32)
 
     def get(self, position: int) -> DepthMap:
-        z = self.depth[position]
+        factor = np.float32(self.factor)
+        z = self.depth[position] * factor
         valid = np.isfinite(z)
-        return DepthMap(np.where(valid, z, 0).astype(np.float32), valid, self.sigma[position])
+        return DepthMap(np.where(valid, z, 0).astype(np.float32), valid, self.sigma[position] * factor)
+
+    def scaled(self, factor: float) -> DepthStore:
+        """The same surfaces in units `factor` times finer."""
+        return replace(self, factor=self.factor * factor)
 
 
 def digest(*parts: Any) -> str:
