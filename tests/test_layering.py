@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "marigold3d"
 LAYERS = (  # a module or package imports only what stands before it
     *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint"),
     *("frames", "images", "video", "video_array", "scan"),
-    *("depth", "align", "poses", "multiview", "fusion", "export", "cues"),
+    *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cues"),
     *("store", "view", "probes", "doctor", "stages", "pipeline", "realign", "export_run", "single", "terminal", "batch", "cli"),
 )
 
@@ -24,6 +24,7 @@ CONFINED = {  # third party: where it may be imported, at module level or inside
     "diffusers": ("depth/",),
     "transformers": ("depth/",),
     "av": ("video.py", "video_array.py"),
+    "cv2": ("flow.py",),
     "pycolmap": ("poses/",),
     "open3d": ("poses/odometry.py", "fusion/", "view.py"),
     "zarr": ("store.py",),
@@ -35,7 +36,7 @@ CONFINED = {  # third party: where it may be imported, at module level or inside
     "training": (),
 }
 MAY_TEST_ANYTHING = ("doctor.py", "probes.py")  # they report whether a library works, so they import it lazily
-HEAVY = ("torch", "open3d", "av", "pycolmap", "diffusers", "transformers", "scipy", "zarr", "napari")
+HEAVY = ("torch", "open3d", "av", "cv2", "pycolmap", "diffusers", "transformers", "scipy", "zarr", "napari")
 START_UP_BUDGET_S = 0.3
 
 
