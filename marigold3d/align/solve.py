@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from ..progress import Progress, Steps
 from ..types import Array, Domain
 from .blocks import BlockFactor, BlockSystem, eliminate_before, factorise, solve_constrained
 from .domains import to_domain
-from .joint import LinkStatistics, Stretch, assemble
-from .links import Residuals, Surface
+from .grid import Float32, log_depth
+from .joint import LEAST_SAMPLES, LinkStatistics, Pair, Stretch, assemble
+from .links import Surface
 from .robust import huber, mad
 
 BoolArray = NDArray[np.bool_]
@@ -28,6 +30,8 @@ WIDEST_SPREAD = 0.3  # of links, log depth
 WINDOW_BLOCKS = 64  # blocks solved together; a block is as long as the longest link
 OVERLAP_BLOCKS = 2  # of them, solved again with what comes after
 LEAST_OVERLAP = 0.2  # share of the samples two frames must have in common for one to start from the other
+WIDE_PAIRS = 40  # that tell scale and contrast by their parallax
+MISS = 0.1  # share of the range of values by which a prediction is as wrong as can be
 SPAN = 7.0  # far : near - 1 of a frame nothing is known about
 
 
@@ -234,29 +238,83 @@ def scaled(theta: Array, log_factor: float, domain: Domain) -> Array:
 
 
 def scale_from_parallax(stretch: Stretch, theta: Array) -> Array:
-    """theta (T, p), whose scale is arbitrary, at the scale at which the poses' parallax makes the frames agree best."""
-    longest = max(d for d in stretch.settings.dilations if d < max(len(stretch), 2))
-    first = np.unique(np.linspace(0, max(len(stretch) - 1 - longest, 0), 40).astype(int)).tolist()
-    candidates = np.log(2) * np.arange(-8, 8.1, 0.25)
-    costs = []
-    for k in candidates:
-        now = scaled(theta, k, stretch.domain)
-        found = [
-            stretch.link(
-                i, i + longest, stretch.surface(i, now[i]), stretch.surface(i + longest, now[i + longest]), np.inf, 8
-            )
-            for i in first
-        ]
-        costs.append(np.mean([_disagreement(f, len(stretch.grid) // 8) for f in found]))
-    return scaled(theta, float(candidates[int(np.argmin(costs))]), stretch.domain)
+    """theta (T, p), whose scale and contrast are arbitrary, at those at which the poses' parallax ties frames best.
+
+    A frame's depth moved into another must predict what the network said there, up to a scale and a shift: how badly it
+    does, as a share of the range of values, does not get better by depth being flat or far away, as log ratios would.
+    First a coarse search with every frame as `assumed`, then chained to the middle one, refined.
+    """
+    frames = [i for i in range(len(stretch)) if np.isfinite(stretch.values[i]).any()]
+    pairs = _wide_pairs(stretch, frames)
+    if not pairs:
+        return theta
+    middle = frames[len(frames) // 2]
+    guess = {i: np.array(assumed(stretch, i)) for i in {i for i, _ in pairs} | {middle}}
+    few = pairs[:: max(1, len(pairs) // 12)]
+    coarse = min(
+        ((k, c) for k in np.log(2) * np.arange(-7, 7.1) for c in (-2.1, -1.4, -0.7, 0.0, 0.5)),
+        key=lambda x: _mismatch(stretch, guess, few, np.array(x)),
+    )
+    for start in (np.array(coarse), np.zeros(2)):
+        found = minimize(
+            lambda x, guess=guess: _mismatch(stretch, guess, pairs, x),
+            start,
+            method="Nelder-Mead",
+            options={"initial_simplex": start + [(0, 0), (0.2, 0), (0, 0.2)], "xatol": 0.01, "maxfev": 30},
+        ).x
+        theta, _ = start_values(stretch, {middle: tuple(_stretched(stretch, middle, guess[middle], found).tolist())})
+        guess = {i: theta[i, :2] for i in guess}
+    return theta
 
 
-def _disagreement(found: Residuals | None, samples: int) -> float:
-    """Mean |log ratio|, at most WIDEST_SPREAD, which is also what a sample that meets nothing costs."""
-    if found is None:
-        return WIDEST_SPREAD
-    total = float(np.minimum(np.abs(found.residual), WIDEST_SPREAD).sum())
-    return (total + WIDEST_SPREAD * max(samples - len(found.residual), 0)) / samples
+def _wide_pairs(stretch: Stretch, frames: list[int]) -> list[Pair]:
+    """At most about WIDE_PAIRS pairs of frames with depth, as far apart as links go, both ways round."""
+    spans = [d for d in sorted(stretch.settings.dilations) if d < len(stretch)][-2:]
+    some = set(frames)
+    pairs = [(i, j) for i in frames for d in spans for j in (i - d, i + d) if j in some]
+    return pairs[:: max(1, len(pairs) // WIDE_PAIRS)]
+
+
+def _stretched(stretch: Stretch, frame: int, theta: Array, change: Array) -> Array:
+    """(2,) log scale and shift exp(change[0]) times as far, contrast about the median exp(change[1]) times."""
+    middle = np.exp(theta[0]) * float(np.nanmedian(stretch.values[frame]))
+    contrast = np.array([theta[0] + change[1], theta[1] + middle * (1 - np.exp(change[1]))])
+    out: Array = scaled(contrast[None], change[0], stretch.domain)[0]
+    return out
+
+
+def _mismatch(stretch: Stretch, guess: dict[int, Array], pairs: list[Pair], change: Array) -> float:
+    """How badly frames, so changed, predict the values of others: mean over pairs, 0 to 1."""
+    now = {i: _stretched(stretch, i, guess[i], change) for i in {i for i, _ in pairs}}
+    return float(np.mean([_misses(stretch, i, j, now[i]) for i, j in pairs]))
+
+
+def _misses(stretch: Stretch, i: int, j: int, theta: Array) -> float:
+    """Share of frame i's samples, at theta (2,), that miss frame j's values, gradually up to MISS of their range.
+
+    Of those in j's view: a depth must not gain by keeping more of them there. All miss when too few are.
+    """
+    own, every = stretch.values[j], max(1, len(stretch.grid) // 1000)
+    log_z = log_depth(stretch.values[i], theta, stretch.domain)
+    found = stretch.link(i, j, _flat(log_z), _flat(np.zeros_like(own), np.isfinite(own)), np.inf, every)
+    if found is None or len(found.residual) * every < LEAST_OVERLAP * len(own):
+        return 1.0
+    y, v = to_domain(np.exp(found.residual.astype(float)), stretch.domain), own[found.target].astype(float)
+    w = np.ones_like(v)
+    for _ in range(3):
+        dy, dv = y - np.average(y, weights=w), v - np.average(v, weights=w)
+        slope = float(w @ (dy * dv)) / max(float(w @ (dy * dy)), 1e-30)
+        r = dv - slope * dy
+        w = huber(r / max(mad(r), 1e-9))
+    if slope <= 0:
+        return 1.0
+    low, high = np.partition(v, (len(v) // 50, len(v) - 1 - len(v) // 50))[[len(v) // 50, -1 - len(v) // 50]]
+    return float(np.minimum(np.abs(r) / (MISS * max(high - low, 1e-9)), 1).mean())
+
+
+def _flat(log_z: Float32, known: BoolArray | None = None) -> Surface:
+    """A surface whose slope does not matter."""
+    return Surface(log_z, np.zeros((2, len(log_z)), np.float32), np.isfinite(log_z) if known is None else known)
 
 
 def _first_with_depth(stretch: Stretch) -> int:
@@ -282,8 +340,7 @@ def _chained(stretch: Stretch, theta: Array, frame: int, towards: int) -> Array 
     The other frame's samples are moved by its depth; the frame's own surface need only say where it has values.
     """
     own = stretch.values[frame]
-    flat = Surface(np.zeros_like(own), np.zeros((2, len(own)), np.float32), np.isfinite(own))
-    other = stretch.surface(towards, theta[towards])
+    flat, other = _flat(np.zeros_like(own), np.isfinite(own)), stretch.surface(towards, theta[towards])
     found = stretch.link(towards, frame, other, flat, np.inf, max(1, len(own) // 2000))
     if found is None or len(found.residual) < LEAST_OVERLAP * min(len(own), 2000):
         return None
