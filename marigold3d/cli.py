@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import __version__
-from .atomic import output_error
+from .atomic import atomic_path, output_error, writable_folder
 from .errors import InputError, Marigold3DError, OutputError, UsageError
 
 EXIT_CODES = """Exit codes: 0 finished, 1 defect of marigold3d, 2 usage, 3 unusable input, 4 model missing or damaged,
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+PICTURES = (".png", ".pdf", ".svg")
 CAMERA, POSES, METRES, ADVANCED = "Camera", "Poses", "Known depths and lengths", "Fine tuning"
 
 Cues = typer.Option(
@@ -237,6 +238,8 @@ def align(
     from .terminal import alignment_table, progress_bars
 
     opened = Run.open(run)
+    if plot is not None:
+        _check_plot(plot)
     if cues or measure or guide or not field or (plot is None and not as_json):
         units = "m" if metric_cues else None
         settings = AlignConfig(
@@ -252,7 +255,8 @@ def align(
     if plot is not None:
         from .align.plot import plot_alignment
 
-        plot_alignment(opened.alignment(), plot)
+        with atomic_path(plot) as temporary:
+            plot_alignment(opened.alignment(), temporary)
     if as_json:
         _print_json({"run": str(run), "units": opened.manifest["units"], **opened.manifest["report"]})
     else:
@@ -364,6 +368,13 @@ def gui(path: Annotated[str | None, typer.Argument(help="Clip or run folder to o
     if find_spec("napari") is None:
         raise InputError("napari is not installed: pip install 'marigold3d[napari]' PySide6_Essentials")
     import_module(f"{__package__}.napari_plugin").launch(path)
+
+
+def _check_plot(file: Path) -> None:
+    """Whether a picture can be written there, before the work that it shows."""
+    if file.suffix.lower() not in PICTURES:
+        raise UsageError(f"--plot {file}: choose a name that ends in {', '.join(PICTURES)}")
+    writable_folder(file.parent)
 
 
 def _intrinsics(text: str | None) -> tuple[tuple[float, float, float, float] | None, Path | None]:

@@ -105,14 +105,14 @@ def report_lines(run: Run) -> str:
             f"({c['intrinsics']})"
         )
     if a := report.get("alignment"):
-        lines += _alignment(a, unit)
+        lines += _alignment(a, unit, _since_alignment(run))
     if m := report.get("lengths"):
         lines.append(
             f"  scale     {m['factor']:.4g} +- {m['sigma']:.2g} m a unit, from {len(m['lengths'])} known lengths"
         )
     if r := report.get("refinement"):
         lines.append(f"  refined   {r['share_from_views']:.0%} of the pixels decided by other views")
-        lines.append(_held_out("refined", r["held_out"], unit))
+        lines.append(_held_out("refined", r["held_out"], unit, _since_alignment(run)))
     if f := report.get("fusion"):
         lines.append(f"  cloud     {f['points']:,} points, voxel {f['voxel']:.4g} {unit}")
     if s := report.get("seconds"):
@@ -122,8 +122,13 @@ def report_lines(run: Run) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _alignment(a: dict[str, Any], unit: str) -> list[str]:
-    """What was aligned to what, how well, and what that did to flicker."""
+def _since_alignment(run: Run) -> float:
+    """What known lengths have multiplied the scene by after it was aligned and its errors were measured."""
+    return float(run.manifest.get("report", {}).get("lengths", {}).get("factor", 1.0))
+
+
+def _alignment(a: dict[str, Any], unit: str, factor: float) -> list[str]:
+    """What was aligned to what, how well, and what that did to flicker. `factor`: from its units to the run's."""
     verdicts = ", ".join(f"{n} {what}" for what, n in a["verdicts"].items())
     scenes = f" in {a['segments']} scenes" if a["segments"] > 1 else ""
     lines = [f"  aligned   frames{scenes}: {verdicts}"]
@@ -132,7 +137,7 @@ def _alignment(a: dict[str, Any], unit: str) -> list[str]:
     flicker = a["flicker"]
     if flicker["before"] is not None and flicker["after"]:
         lines.append(f"            flicker from frame to frame {flicker['before']:.2%}, now {flicker['after']:.2%}")
-    return [*lines, _held_out("alignment", a["held_out"], unit)]
+    return [*lines, _held_out("alignment", a["held_out"], unit, factor)]
 
 
 def alignment_table(run: Run, rows: int = 24) -> str:
@@ -151,16 +156,16 @@ def alignment_table(run: Run, rows: int = 24) -> str:
         table.append(
             f"{f['position'][k]:>7}{''.join(text)}{f['cues'][k]:>8}{f['rejected'][k]:>10}  {f['determined'][k]}"
         )
-    table += _alignment(a, unit)
+    table += _alignment(a, unit, factor := _since_alignment(run))
     if a["held_out_affine"]["n"]:
-        table.append(_held_out("affine", a["held_out_affine"], unit) + " (scale and shift alone)")
+        table.append(_held_out("affine", a["held_out_affine"], unit, factor) + " (scale and shift alone)")
     return "\n".join(line for line in table if line)
 
 
-def _held_out(title: str, errors: dict[str, Any], unit: str) -> str:
+def _held_out(title: str, errors: dict[str, Any], unit: str, factor: float) -> str:
     if not errors["n"]:
         return f"  {title:9s} not checked: there were no points to hold out"
     return (
         f"  {title:9s} on {errors['n']:,} held-out point sightings: AbsRel {errors['abs_rel']:.1%}, "
-        f"mean error {errors['mae']:.3g} {unit}, delta1 {errors['delta1']:.1%}"
+        f"mean error {factor * errors['mae']:.3g} {unit}, delta1 {errors['delta1']:.1%}"
     )
