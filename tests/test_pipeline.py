@@ -83,7 +83,7 @@ def test_products_of_a_static_camera(oracle: synthetic.Oracle, file: Path, tmp_p
     assert len(cloud) == again.manifest["report"]["fusion"]["points"] > 500
     assert cloud.units == again.encoding().units == again.manifest["units"] == "arbitrary"
     first = again.depth(0)
-    assert np.median(first.depth[first.valid]) == pytest.approx(1, abs=0.01)
+    assert np.median(first.depth[first.valid]) == pytest.approx(1, abs=0.1)
     assert all(again.depth(i).valid.mean() > 0.9 for i in again.frame_indices)
     report = run.manifest["report"]
     assert report["cameras"]["frames_posed"] == report["cameras"]["frames"] == 9

@@ -28,7 +28,7 @@ from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_res
 from .links import Rays, Residuals, Surface, by_flow, by_pose
 from .robust import mad
 from .samples import sample
-from .solve import Solution, assumed, scale_from_parallax, solve_stretch, start_values
+from .solve import Solution, assumed, scale_from_parallax, scaled, solve_stretch, start_values
 
 MOST_CUES = 500  # of a frame: a coarse field needs no more, so each stands for several
 CORRELATED = 9.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
@@ -303,6 +303,11 @@ def _solve_segment(
     for i in range(len(alone)):
         alone[i, :2] = own.get(i, assumed(stretch, i))
     solution = yield from solve_stretch(stretch, start, known)
+    if not own and not moving:  # of arbitrary scale: a median depth of 1
+        middle = float(
+            np.nanmedian(np.concatenate([stretch.surface(i, solution.theta[i]).log_z for i in _some(stretch)]))
+        )
+        solution = replace(solution, theta=scaled(solution.theta, -middle, clip.domain))
     return _Segment(stretch, solution, alone, tied)
 
 
@@ -315,12 +320,20 @@ def _theta_of(fit: AffineFit, values: ValueRange) -> tuple[float, float]:
     return float(np.log(fit.scale * values.spread)), fit.shift + fit.scale * values.low
 
 
+def _some(stretch: Stretch) -> range:
+    """A hundred frames or so, evenly spread."""
+    return range(0, len(stretch), max(1, len(stretch) // 100))
+
+
 def _typical_y(stretch: Stretch, theta: Array) -> float:
     """Median over frames of |y|: the unit that shifts are compared with; 1 in log depth."""
     if stretch.domain == "log_depth":
         return 1.0
-    some = range(0, len(stretch), max(1, len(stretch) // 100))
-    y = [np.exp(theta[i, 0]) * np.nanmedian(v) + theta[i, 1] for i in some if np.isfinite(v := stretch.values[i]).any()]
+    y = [
+        np.exp(theta[i, 0]) * np.nanmedian(v) + theta[i, 1]
+        for i in _some(stretch)
+        if np.isfinite(v := stretch.values[i]).any()
+    ]
     return float(max(np.median(np.abs(y)), 1e-12))
 
 
@@ -375,13 +388,16 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
     coarse = _field(clip.grid, theta, segment.solution.node_sigma[i])
     if coarse is None or own is None or inliers.sum() < FIELD_MIN_CUES:
         return FrameAlignment(fit, coarse, spread)
-    return _sharpened(fit, coarse, clip.at_cues[position], clip.cues[position].select(clip.used[position]))
+    used = clip.used[position]
+    return _sharpened(fit, coarse, clip.at_cues[position], clip.cues[position].select(used), inliers[used])
 
 
-def _sharpened(fit: AffineFit, coarse: ScaleField, v: Float32, cues: SparseCues) -> FrameAlignment:
+def _sharpened(
+    fit: AffineFit, coarse: ScaleField, v: Float32, cues: SparseCues, agree: NDArray[np.bool_]
+) -> FrameAlignment:
     """The frame bent further by its own cues, on a finer grid than all frames together can afford.
 
-    v (M,): the frame's values at its M cues.
+    v (M,): the frame's values at its M cues; agree (M,): cues that the coarse field meets.
     """
     width, height = coarse.width, coarse.height
     shape = grid_shape(width, height, FINE_COLUMNS)
@@ -393,7 +409,7 @@ def _sharpened(fit: AffineFit, coarse: ScaleField, v: Float32, cues: SparseCues)
         return FrameAlignment(fit, coarse, fit.residual_sigma)
     share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
     ratio = np.log(cues.depth[good] / z[good])
-    bend = fit_field(cues.uv[good], ratio, share[good], width, height, shape, step_sigma=FINE_STEP)
+    bend = fit_field(cues.uv[good], ratio, share[good], width, height, shape, trusted=agree[good], step_sigma=FINE_STEP)
     # Where no cue is near, the fine field knows nothing, and what it might be is no more than what others were.
     unknown = np.hypot(base.node_sigma, max(float(np.std(bend.nodes)), FINE_FLOOR))
     total = ScaleField(base.nodes + bend.nodes, np.minimum(bend.node_sigma, unknown), width, height)

@@ -20,6 +20,7 @@ from .robust import core_spread, tukey
 
 NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
 STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
+PRIOR_SHARE = 0.01  # of the prior's cost beside that of a missed cue
 MISFIT = 0.1  # a cue whose log depth is missed by this or more counts as missed, when two fields are compared
 CUE_FLOOR = 0.03  # a cue is never trusted further than this share of its depth: the field is not meant to follow detail
 ROUNDS = 6
@@ -96,14 +97,15 @@ def fit_field(
 def _from_start(
     B: csr_array, prior: Array, log_ratio: Array, sigma: Array, start: NDArray[np.bool_], least_spread: float
 ) -> tuple[float, Array, tuple[Array, bool]]:
-    """(cost, nodes, factor of the normal matrix) of the IRLS from some cues; cost: see MISFIT."""
+    """(cost, nodes, factor of the normal matrix) of the IRLS from some cues; cost: see MISFIT, PRIOR_SHARE."""
     weights = start / sigma**2
     for _ in range(ROUNDS):
         factor = cho_factor((B.T @ B.multiply(weights[:, None])).toarray() + prior)
         nodes = cho_solve(factor, B.T @ (weights * log_ratio))
         r = (log_ratio - B @ nodes) / sigma
         weights = tukey(r / max(core_spread(r, 0), least_spread)) / sigma**2
-    cost = float(np.minimum((r * sigma / np.hypot(sigma, MISFIT)) ** 2, 1).sum())
+    missed = np.minimum((r * sigma / np.hypot(sigma, MISFIT)) ** 2, 1)
+    cost = float(missed.sum() + PRIOR_SHARE * nodes @ prior @ nodes)
     return cost, nodes, factor
 
 

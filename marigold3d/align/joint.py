@@ -49,7 +49,7 @@ class JointSettings:
     independent: float = 100.0  # samples of a link that err independently
     link_floor: float = 0.01  # spread of a link is never taken to be less
     cue_floor: float = 0.03  # a cue is never trusted further: the coarse field is not meant to follow detail
-    scale_step: float = 0.3  # of log scale, and of the shift as a share of a typical y, from frame to frame
+    scale_step: float = 1.0  # of log scale, and of the shift as a share of a typical y, from frame to frame
     node_step: float = 0.05  # of a node from frame to frame
     node_sigma: float = 0.5  # of a node
     node_difference: float = 0.2  # between adjacent nodes

@@ -84,7 +84,7 @@ def solve_stretch(
 
 def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam | None, first: int) -> Steps[Solution]:
     """The frames of one window; gauge (2,): hold the mean scale, the mean contrast of those not solved before."""
-    theta, spread = start, WIDEST_SPREAD
+    theta, spread = start, _spread_at(stretch, start)
     held = len(stretch) if seam is None else len(seam.theta)
     settled = False
     for done, (loss, every) in enumerate(ROUNDS, 1):
@@ -126,6 +126,17 @@ def _damped(system: BlockSystem, stretch: Stretch) -> BlockSystem:
         share = np.tile([DAMPING, DAMPING, *[0.0] * (p - 2)], len(D) // p)
         out.append(D + np.diag(share * np.diag(D) + 1e-9))
     return replace(system, diagonal=out)
+
+
+def _spread_at(stretch: Stretch, theta: Array) -> float:
+    """Median over some links of the spread of their residuals at the start: what they can be trusted with."""
+    pairs = stretch.pairs()
+    found = []
+    for i, j in pairs[:: max(1, len(pairs) // 60)]:
+        link = stretch.link(i, j, stretch.surface(i, theta[i]), stretch.surface(j, theta[j]), np.inf, 7)
+        if link is not None and len(link.residual) >= LEAST_SAMPLES:
+            found.append(mad(link.residual))
+    return float(np.clip(np.median(found), stretch.settings.link_floor, WIDEST_SPREAD)) if found else WIDEST_SPREAD
 
 
 def _common_spread(links: LinkStatistics, stretch: Stretch) -> float:
@@ -207,6 +218,7 @@ def start_values(stretch: Stretch, known: dict[int, tuple[float, float]]) -> tup
     known = dict(known) or {_first_with_depth(stretch): assumed(stretch, _first_with_depth(stretch))}
     for i, values in known.items():
         theta[i, :2] = values
+    stretch = replace(stretch, y_unit=_unit_of(stretch, theta, list(known)))
     waiting = deque(sorted(known))
     reached = set(waiting)
     while waiting:  # breadth first with the longest links first: few hops, since every hop adds its error
@@ -223,6 +235,16 @@ def start_values(stretch: Stretch, known: dict[int, tuple[float, float]]) -> tup
         near = min(reached, key=lambda other: abs(other - frame))
         theta[frame, :2] = theta[near, :2]
     return theta, np.isin(np.arange(T), list(reached))
+
+
+def _unit_of(stretch: Stretch, theta: Array, frames: list[int]) -> float:
+    """A typical y of some frames: what is too small to be a depth depends on the units that the cues are in."""
+    if stretch.domain == "log_depth":
+        return 1.0
+    y = [
+        np.exp(theta[i, 0]) * np.nanmedian(v) + theta[i, 1] for i in frames if np.isfinite(v := stretch.values[i]).any()
+    ]
+    return float(max(np.median(np.abs(y)), 1e-12)) if y else 1.0
 
 
 def scaled(theta: Array, log_factor: float, domain: Domain) -> Array:
