@@ -82,7 +82,7 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
         resume = run.begin_stage("depth", key)
         relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
         run.end_stage("depth")
-        cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, None))
+        cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator, None))
         depth = yield from _timed(job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device))
         cameras, depth = scale_to_lengths(job, scan, cameras, depth)
         cloud = (yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth))) if config.fuse else None

@@ -20,7 +20,7 @@ from .frame import FrameAlignment
 from .held_out import HeldOut, held_out_points
 from .joint import JointSettings
 from .samples import sample
-from .sources import CueSource
+from .sources import CueSource, FrameCues
 
 
 @dataclass
@@ -85,7 +85,7 @@ def align_clip(
         raise GeometryError("no frame has a camera pose, so nothing can be aligned")
     poses = None if T_world_camera is None else T_world_camera[positions]
     gathered = [_Gathered.of(s, positions, poses, config.held_out) for s in sources]
-    cues = {i: _joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
+    cues = {i: joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
     alignment = yield from solve_clip_steps(
         _At(relative, positions),
         {i: c for i, c in cues.items() if len(c)},
@@ -134,7 +134,8 @@ class _Gathered:
 
     @classmethod
     def of(cls, source: CueSource, positions: NDArray[np.int64], poses: Array | None, share: float) -> _Gathered:
-        held = held_out_points(source.count, share)
+        made = isinstance(source, FrameCues) and not source.measured
+        held = held_out_points(source.count, 0.0 if made else share)
         kept_cues, held_cues = [], []
         for i, position in enumerate(positions.tolist()):
             cues, ids = source.cues(position, np.eye(4) if poses is None else poses[i])
@@ -169,7 +170,7 @@ def _count(
                 report.affine.add(alone.depth_at(relative, held.uv), held.depth)
 
 
-def _joined(parts: Sequence[SparseCues]) -> SparseCues:
+def joined(parts: Sequence[SparseCues]) -> SparseCues:
     """All cues of a frame, in the order of their sources."""
     parts = parts or [SparseCues.empty()]
     sigma = [UNSTATED_SIGMA * c.depth if c.sigma is None else c.sigma for c in parts]

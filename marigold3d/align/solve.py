@@ -84,7 +84,7 @@ def solve_stretch(
 
 def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam | None, first: int) -> Steps[Solution]:
     """The frames of one window; gauge (2,): hold the mean scale, the mean contrast of those not solved before."""
-    theta, spread = start, WIDEST_SPREAD
+    theta, spread = start, _spread_at(stretch, start)
     held = len(stretch) if seam is None else len(seam.theta)
     settled = False
     for done, (loss, every) in enumerate(ROUNDS, 1):
@@ -126,6 +126,17 @@ def _damped(system: BlockSystem, stretch: Stretch) -> BlockSystem:
         share = np.tile([DAMPING, DAMPING, *[0.0] * (p - 2)], len(D) // p)
         out.append(D + np.diag(share * np.diag(D) + 1e-9))
     return replace(system, diagonal=out)
+
+
+def _spread_at(stretch: Stretch, theta: Array) -> float:
+    """Median over some links of the spread of their residuals at the start: what they can be trusted with."""
+    pairs = stretch.pairs()
+    found = []
+    for i, j in pairs[:: max(1, len(pairs) // 60)]:
+        link = stretch.link(i, j, stretch.surface(i, theta[i]), stretch.surface(j, theta[j]), np.inf, 7)
+        if link is not None and len(link.residual) >= LEAST_SAMPLES:
+            found.append(mad(link.residual))
+    return float(np.clip(np.median(found), stretch.settings.link_floor, WIDEST_SPREAD)) if found else WIDEST_SPREAD
 
 
 def _common_spread(links: LinkStatistics, stretch: Stretch) -> float:

@@ -39,6 +39,7 @@ class FrameCues:
     name: str
     units: Units
     by_position: Mapping[int, SparseCues]
+    measured: bool = True  # False: made from other cues, so none of it can be held out
 
     @property
     def count(self) -> int:

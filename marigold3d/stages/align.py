@@ -23,10 +23,12 @@ from ..cues import (
     read_cues,
     scale_from_measures,
 )
+from ..depth import DepthEstimator
 from ..errors import GeometryError, UsageError
 from ..progress import Steps
 from ..scan import Scan
 from ..types import Array, RelativeDepth, SparseCues, Units
+from .guide import guide_keyframes
 from .job import Cameras, DepthStore, Job
 
 SCALE_FRAMES = 60  # frames that say how cues in metres compare with the poses' units
@@ -48,19 +50,26 @@ def clip_frames(job: Job, scan: Scan, cameras: Cameras) -> ClipFrames:
 
 
 def align_depth(
-    job: Job, scan: Scan, cameras: Cameras, relative: Callable[[int], RelativeDepth], flow: FlowBetween | None
+    job: Job,
+    scan: Scan,
+    cameras: Cameras,
+    relative: Callable[[int], RelativeDepth],
+    estimator: DepthEstimator,
+    flow: FlowBetween | None,
 ) -> Steps[tuple[Cameras, DepthStore]]:
     """Scene-unit depth of every posed frame, and the cameras, which cues in metres have rescaled."""
-    own: list[CueSource] = [] if cameras.model is None else [cameras.model]
     cues = [_read(job, spec, clip_frames(job, scan, cameras)) for spec in job.config.align.cues]
     cameras, placed = _one_scale(job, cameras, relative, cues)
-    own = [] if cameras.model is None else [cameras.model]
+    sources: list[CueSource] = [*([] if cameras.model is None else [cameras.model]), *placed]
+    if job.config.align.guide:
+        relative, guided = yield from guide_keyframes(job, cameras, relative, sources, estimator)
+        sources.append(guided)
     store = DepthStore.open(job.run, "aligned", scan)
     report: AlignmentReport = yield from align_clip(
         relative,
         store.put,
         np.flatnonzero(cameras.posed),
-        [*own, *placed],
+        sources,
         job.config.align,
         camera=cameras.intrinsics,
         T_world_camera=None if flow is not None else cameras.T_world_camera,
