@@ -38,6 +38,8 @@ LONGEST_CHAIN = 32  # frames
 RETURNS_PX, RETURNS_SHARE = 1.5, 0.05  # how far from home the flow back may lead: pixels, and share of the way
 UNLIKE = 0.5  # mean difference around a pixel, in units of local contrast, from which it shows something else
 LEAST_SHARE = 0.1  # of the texture that two frames must have in common
+APPROACH = 0.1  # log change of size from which frames further apart are not tied: depth does not stay what it was
+APPROACH_PIXELS = 400  # that are looked at for it
 
 
 def thumbnails(video: VideoSource, max_side: int = THUMBNAIL, positions: Iterable[int] | None = None) -> Gray:
@@ -61,11 +63,14 @@ def thumbnails_steps(
 class ClipFlow:
     """`flow(i, j)` between frames of a clip, from their thumbnails (T, h, w) uint8; equal input gives equal flow.
 
-    None where the frames have next to nothing in common: across a cut, or when one is black. Only what a few dozen
-    frames need is kept, so ask in the order of the clip.
+    None where the frames have next to nothing in common: across a cut, or when one is black. Alignment takes depth to
+    stay the same along the flow, so there is none either between frames further apart than neighbours once the camera
+    has come nearer, or gone away: things change their size by more than `most_approach`, as a log ratio.
+
+    Only what a few dozen frames need is kept, so ask in the order of the clip.
     """
 
-    def __init__(self, grays: Gray) -> None:
+    def __init__(self, grays: Gray, most_approach: float = APPROACH) -> None:
         if grays.ndim != 3 or grays.dtype != np.uint8:
             raise InputError(f"thumbnails must be (T, h, w) uint8, got {grays.shape} {grays.dtype}")
         height, width = grays.shape[1:]
@@ -73,7 +78,7 @@ class ClipFlow:
             raise InputError(
                 f"frames of {width}x{height} px are too small for optical flow: it takes {LEAST_SIDE} px each way"
             )
-        self._grays = grays
+        self._grays, self._most_approach = grays, most_approach
         self._picture = lru_cache(4 * LONGEST_CHAIN)(lambda i: Picture.of(grays[i]))
         self._neighbour = lru_cache(4 * LONGEST_CHAIN)(self._between_neighbours)
 
@@ -89,6 +94,8 @@ class ClipFlow:
             there, back = self._steps(i, j), self._steps(j, i)
             valid = agreement(there, back) & alike(a, b, there)
         if valid[a.textured].mean() < LEAST_SHARE:
+            return None
+        if abs(i - j) > 1 and approach(there, valid) > self._most_approach:
             return None
         return Flow((there / valid.shape[::-1]).astype(np.float32), valid)
 
@@ -211,3 +218,11 @@ def agreement(there: FloatImage, back: FloatImage) -> BoolImage:
 def alike(a: Picture, b: Picture, there: FloatImage) -> BoolImage:
     """(h, w): where the pictures look the same."""
     return np.asarray(cv2.boxFilter(np.abs(a.normal - carried(b.normal, there)), -1, (PATCH, PATCH)) < UNLIKE)
+
+
+def approach(steps: FloatImage, valid: BoolImage) -> float:
+    """By how much most of what moves along the steps (h, w, 2) grows or shrinks: absolute log ratio of its sizes."""
+    row, column = (x[:: max(1, len(x) // APPROACH_PIXELS)] for x in np.nonzero(valid))
+    start = np.stack([column, row], 1).astype(np.float32)
+    similarity, _ = cv2.estimateAffinePartial2D(start, start + steps[row, column])
+    return np.inf if similarity is None else float(abs(np.log(np.hypot(*similarity[0, :2]) + 1e-9)))

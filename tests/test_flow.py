@@ -134,6 +134,15 @@ def test_frames_between_show_how_far_it_went() -> None:
     assert abs(np.median(pixels(flow)[flow.valid][:, 0]) - 60) < 0.1
 
 
+@pytest.mark.parametrize("size", [1.05, 1.3, 1 / 1.3])
+def test_frames_far_apart_are_tied_unless_the_camera_came_nearer(size: float) -> None:
+    far = picture(5)
+    near = cv2.warpAffine(far, cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), 3, size), (WIDTH, HEIGHT))
+    assert ClipFlow(np.stack([far, near]))(0, 1) is not None
+    assert (ClipFlow(np.stack([far, near, near]))(0, 2) is not None) == (size == 1.05)
+    assert ClipFlow(np.stack([far, near, near]), most_approach=np.inf)(0, 2) is not None
+
+
 # -- pictures that are hard to compare --------------------------------------------------------------------------------
 
 
