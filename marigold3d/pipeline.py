@@ -82,10 +82,12 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
         resume = run.begin_stage("depth", key)
         relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
         run.end_stage("depth")
-        cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator, None))
+        cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator))
         depth = yield from _timed(job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device))
         cameras, depth = scale_to_lengths(job, scan, cameras, depth)
-        cloud = (yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth))) if config.fuse else None
+        cloud = None
+        if config.fuse and config.poses.source != "none":
+            cloud = yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth))
         yield from _timed(job, "write", write_products(job, scan, cameras, depth, cloud))
     except BaseException:
         run.give_up()

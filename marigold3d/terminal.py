@@ -18,6 +18,7 @@ TITLES = {
     "depth": "Estimating depth",
     "align": "Reading relative depth",
     "guide": "Guiding keyframes",
+    "thumbnails": "Reading pictures for flow",
     "solve": "Aligning all frames",
     "apply": "Writing aligned depth",
     "sweep": "Matching views",

@@ -25,6 +25,7 @@ from ..cues import (
 )
 from ..depth import DepthEstimator
 from ..errors import GeometryError, UsageError
+from ..flow import ClipFlow, thumbnails_steps
 from ..progress import Steps
 from ..scan import Scan
 from ..types import Array, RelativeDepth, SparseCues, Units
@@ -55,7 +56,6 @@ def align_depth(
     cameras: Cameras,
     relative: Callable[[int], RelativeDepth],
     estimator: DepthEstimator,
-    flow: FlowBetween | None,
 ) -> Steps[tuple[Cameras, DepthStore]]:
     """Scene-unit depth of every posed frame, and the cameras, which cues in metres have rescaled."""
     cues = [_read(job, spec, clip_frames(job, scan, cameras)) for spec in job.config.align.cues]
@@ -64,6 +64,9 @@ def align_depth(
     if job.config.align.guide:
         relative, guided = yield from guide_keyframes(job, cameras, relative, sources, estimator)
         sources.append(guided)
+    flow: FlowBetween | None = None
+    if job.config.poses.source == "none":
+        flow = ClipFlow((yield from thumbnails_steps(job.video)))
     store = DepthStore.open(job.run, "aligned", scan)
     report: AlignmentReport = yield from align_clip(
         relative,

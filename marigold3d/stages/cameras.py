@@ -44,10 +44,13 @@ def known_camera(config: CameraConfig, video: VideoSource, size: tuple[int, int]
 
 
 def find_cameras(job: Job, scan: Scan) -> Steps[Cameras]:
-    """Intrinsics and poses: from SfM, from a file, or one pose for a camera that stood still."""
+    """Intrinsics and poses: from SfM, from a file, or one pose for a camera that stood still.
+
+    Without poses ("none") that one pose stands in, and only optical flow ties the frames.
+    """
     known = known_camera(job.config.camera, job.video, scan.image_size)
     source = job.config.poses.source
-    if source == "static":
+    if source in ("static", "none"):
         cameras = _static(job, scan, known)
     elif source == "file":
         cameras = yield from _from_file(job, scan, known)

@@ -78,7 +78,8 @@ def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cl
     try:
         yield from _write_products(fresh, job, scan, cameras, store, cloud)
         shutil.rmtree(job.run.path / "depth", ignore_errors=True)
-        (job.run.path / "cloud.ply").unlink(missing_ok=True)  # a run without fusion keeps none of the run it replaces
+        for name in ("cloud.ply", "trajectory.txt"):  # a run without them keeps none of the run it replaces
+            (job.run.path / name).unlink(missing_ok=True)
         for product in fresh.iterdir():
             product.replace(job.run.path / product.name)
     finally:
@@ -100,7 +101,8 @@ def _write_products(
     with atomic_path(path / "camera.json") as temporary:
         entry = {**cameras.intrinsics.as_dict(), "source_frames": source.as_dict(), "units": cameras.units}
         temporary.write_text(json.dumps(entry, indent=2) + "\n")
-    trajectory = Trajectory(scan.timestamps_s[posed], cameras.T_world_camera[posed])
-    write_tum(path / "trajectory.txt", trajectory, cameras.units)
+    if job.config.poses.source != "none":
+        trajectory = Trajectory(scan.timestamps_s[posed], cameras.T_world_camera[posed])
+        write_tum(path / "trajectory.txt", trajectory, cameras.units)
     if cloud is not None:
         write_ply(path / "cloud.ply", cloud)
