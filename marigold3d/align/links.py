@@ -8,7 +8,7 @@ to stay what it was. A sample that ends behind the other frame's surface is hidd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +46,14 @@ class Residuals:
     """M samples `source` of frame i that meet samples `target` of frame j.
 
     residual (M,): log depth of i's sample in j minus j's log depth there; gain (M,): its derivative by i's log depth
-    (by j's it is -1, j's slope being held).
+    (by j's it is -1, j's slope being held). floor: log depth by which the two may differ rightly.
     """
 
     source: NDArray[np.intp]
     target: NDArray[np.intp]
     residual: Float32
     gain: Float32
+    floor: float = 0.0
 
 
 class Rays:
@@ -98,7 +99,7 @@ def by_pose(
         )
     source = np.flatnonzero(seen)
     column, row = column[source], row[source]
-    target = row.astype(np.intp) * grid.columns + column.astype(np.intp)
+    target = grid.nearest(column, row)
     q = z[source] / Z[source]
     residual = np.log(Z[source]) - _plane(j, target, column, row, grid)
     # d(cell)/d(log z): the sample slides along its epipolar line, and j's plane is read elsewhere.
@@ -109,15 +110,21 @@ def by_pose(
 
 
 def by_flow(
-    i: Surface, j: Surface, cells: Float32, seen: NDArray[np.bool_], grid: SampleGrid, every: int = 1
+    i: Surface,
+    j: Surface,
+    cells: Float32,
+    seen: NDArray[np.bool_],
+    grid: SampleGrid,
+    every: int = 1,
+    floor: float = 0.0,
 ) -> Residuals:
     """Samples of i, every n-th, that flow says went to `cells` (2, N) of j where `seen` (N,); their depth stays."""
     inside = (cells >= 0).all(0) & (cells[0] < grid.columns) & (cells[1] < grid.rows)
     source = every * np.flatnonzero((seen & i.smooth & inside)[::every])
     column, row = cells[:, source]
-    target = row.astype(np.intp) * grid.columns + column.astype(np.intp)
+    target = grid.nearest(column, row)
     residual = i.log_z[source] - _plane(j, target, column, row, grid)
-    return _kept(source, target, residual, np.ones_like(residual), j, np.inf)
+    return replace(_kept(source, target, residual, np.ones_like(residual), j, np.inf), floor=floor)
 
 
 def _plane(j: Surface, target: NDArray[np.intp], column: Float32, row: Float32, grid: SampleGrid) -> Float32:
