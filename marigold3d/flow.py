@@ -26,6 +26,7 @@ from .types import BoolImage, FloatImage
 Gray = NDArray[np.uint8]
 
 THUMBNAIL = 160  # px, longest side
+DEPTH_CHANGE = 2.0  # log depth that surfaces may change by, over the mean growth of what is seen
 LEAST_SIDE = 16  # px: what DIS and the coarse search need
 NEIGHBOURHOOD = 0.05  # of the longest side: brightness and contrast are taken relative to so much around a pixel
 NOISE = 4.0  # grey levels of contrast that count as texture
@@ -95,9 +96,10 @@ class ClipFlow:
             valid = agreement(there, back) & alike(a, b, there)
         if valid[a.textured].mean() < LEAST_SHARE:
             return None
-        if abs(i - j) > 1 and approach(there, valid) > self._most_approach:
+        nearer = approach(there, valid)
+        if abs(i - j) > 1 and nearer > self._most_approach:
             return None
-        return Flow((there / valid.shape[::-1]).astype(np.float32), valid)
+        return Flow((there / valid.shape[::-1]).astype(np.float32), valid, DEPTH_CHANGE * nearer)
 
     def _steps(self, i: int, j: int) -> FloatImage:
         """(h, w, 2) pixels: column, row."""

@@ -36,6 +36,7 @@ FINE_COLUMNS = 12  # nodes along the longer side of the field that follows a fra
 FINE_STEP = 0.16  # ... prior standard deviation of the difference between adjacent ones ...
 FINE_FLOOR = 0.02  # ... and the least uncertainty of one far from any cue
 LEAST_CUES = 5  # agreeing cues a frame needs to start from its own fit
+FLOWS_KEPT = 2**14  # of 40 kB each; those of longer clips are found again in every round
 IN_MEMORY = 2**29  # bytes of samples; those of longer clips wait on disk
 NO_CUES = SparseCues.empty()
 
@@ -170,7 +171,9 @@ def solve_clip_steps(
     starts = [0, *sorted(set(cuts) - {0}), len(relative)]
     parts = []
     for first, last in pairwise(starts):
-        parts.append((yield from _solve_segment(clip, link, first, last, settings, _moving(T_world_camera))))
+        parts.append(
+            (yield from _solve_segment(clip, link, first, last, settings, _moving(T_world_camera), flow is not None))
+        )
     return _alignment(clip, parts, starts)
 
 
@@ -253,11 +256,18 @@ def _link(grid: SampleGrid, camera: Intrinsics | None, T_world_camera: Array | N
         return posed
     if flow is None:
         return lambda i, j, a, b, hidden, every: None
-    between = lru_cache(4096)(lambda i, j: None if (f := flow(i, j)) is None else f.cells(grid))
+
+    @lru_cache(FLOWS_KEPT)
+    def between(i: int, j: int) -> tuple[NDArray[np.float16], NDArray[np.bool_], float] | None:
+        found = flow(i, j)
+        if found is None:
+            return None
+        cells, seen = found.cells(grid)
+        return cells.astype(np.float16), seen, found.spread  # a sixteenth of a cell: finer than flow is
 
     def flowing(i: int, j: int, a: Surface, b: Surface, hidden: float, every: int) -> Residuals | None:
         found = between(i, j)
-        return None if found is None else by_flow(a, b, *found, grid, every)
+        return None if found is None else by_flow(a, b, found[0].astype(np.float32), found[1], grid, every, found[2])
 
     return flowing
 
@@ -276,7 +286,7 @@ class _Segment:
 
 
 def _solve_segment(
-    clip: _Clip, link: Link, first: int, last: int, settings: JointSettings, moving: bool
+    clip: _Clip, link: Link, first: int, last: int, settings: JointSettings, moving: bool, flowing: bool
 ) -> Steps[_Segment]:
     cues = {i - first: rows for i, rows in clip.rows.items() if first <= i < last}
     own = {i - first: _theta_of(fit, clip.range) for i, fit in clip.fits.items() if first <= i < last}
@@ -295,6 +305,8 @@ def _solve_segment(
     )
     sure = {i: own[i] for i in np.flatnonzero(known[:, 1]).tolist()} or own
     start, tied = start_values(stretch, sure)
+    if flowing and not own:  # flow knows nothing of depth that changes: a frame's own contrast is the better start
+        start[:, :2] = [assumed(stretch, i) for i in range(len(start))]
     if moving and not own:
         start = scale_from_parallax(stretch, start)
         known[:] = True

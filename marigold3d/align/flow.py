@@ -16,11 +16,13 @@ from .grid import Float32, SampleGrid
 class Flow:
     """displacement (h, w, 2): (column, row) steps from a frame to another, as shares of width and height.
 
-    valid (h, w): where it holds; what is hidden in the other frame, or leaves it, has none. Any resolution.
+    valid (h, w): where it holds; what is hidden in the other frame, or leaves it, has none. Any resolution. spread: by
+    how much depths may really have changed between the two frames, log depth.
     """
 
     displacement: FloatImage
     valid: BoolImage
+    spread: float = 0.0
 
     def cells(self, grid: SampleGrid) -> tuple[Float32, NDArray[np.bool_]]:
         """Where the grid's samples go, in cells (2, N), and which of them are known to (N,)."""

@@ -240,10 +240,10 @@ def _link_term(
     if found is None or len(found.residual) < LEAST_SAMPLES:
         return None
     r = found.residual
-    own = max(mad(r[::3]), stretch.settings.link_floor)
+    own = max(mad(r[::3]), stretch.settings.link_floor, found.floor)
     robust = tukey(r / np.float32(own)) if redescending else huber(r / np.float32(own))
     count = min(stretch.settings.independent / len(r), 1.0)
-    w = (robust * (count / max(spread, stretch.settings.link_floor) ** 2)).astype(np.float32)
+    w = (robust * (count / max(spread, stretch.settings.link_floor, found.floor) ** 2)).astype(np.float32)
     wg, half, N = w * found.gain, r * np.float32(0.5), len(stretch.grid)
     some = slice(None, None, THIN if len(r) > 100 * THIN else 1)
     share = np.float32(w.sum() / max(float(w[some].sum()), 1e-30))
