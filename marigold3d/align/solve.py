@@ -31,6 +31,7 @@ WINDOW_BLOCKS = 64  # blocks solved together; a block is as long as the longest 
 OVERLAP_BLOCKS = 2  # of them, solved again with what comes after
 LEAST_OVERLAP = 0.2  # share of the samples two frames must have in common for one to start from the other
 WIDE_PAIRS = 40  # that tell scale and contrast by their parallax
+LEAST_PARALLAX = 0.02  # change of their mismatch by scale; less means that the camera stood still, or only turned
 MISS = 0.1  # share of the range of values by which a prediction is as wrong as can be
 SPAN = 7.0  # far : near - 1 of a frame nothing is known about
 
@@ -273,10 +274,12 @@ def scale_from_parallax(stretch: Stretch, theta: Array) -> Array:
     middle = frames[len(frames) // 2]
     guess = {i: np.array(assumed(stretch, i)) for i in {i for i, _ in pairs} | {middle}}
     few = pairs[:: max(1, len(pairs) // 12)]
-    coarse = min(
-        ((k, c) for k in np.log(2) * np.arange(-7, 7.1) for c in (-2.1, -1.4, -0.7, 0.0, 0.5)),
-        key=lambda x: _mismatch(stretch, guess, few, np.array(x)),
-    )
+    factors, contrasts = np.log(2) * np.arange(-7, 7.1), (-2.1, -1.4, -0.7, 0.0, 0.5)
+    costs = np.array([[_mismatch(stretch, guess, few, np.array((k, c))) for c in contrasts] for k in factors])
+    if float(np.ptp(costs[:, costs.min(0).argmin()])) < LEAST_PARALLAX:
+        return theta
+    k, c = np.unravel_index(costs.argmin(), costs.shape)
+    coarse = factors[k], contrasts[c]
     for start in (np.array(coarse), np.zeros(2)):
         found = minimize(
             lambda x, guess=guess: _mismatch(stretch, guess, pairs, x),
