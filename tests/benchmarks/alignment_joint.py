@@ -6,7 +6,8 @@ Accuracy: 160x120 maps with a scale and shift of their own each, 3 % smooth dist
 cues with 1 % noise, gross outliers 1.5 to 4 times too far. `scale`: median over frames of |scale / truth - 1|; `shift`:
 of |shift - truth| as a share of the range of y; AbsRel over all pixels; `flicker`: mean over consecutive frames of the
 RMS of the median log ratio in a 4 x 3 grid of regions, beside what it truly is: of a camera that stood still. Without
-cues AbsRel is that of the poses' own scale, of a still camera after the clip's one free affine map. Cost: each length in a process of its own, on one BLAS thread.
+cues AbsRel is that of the poses' own scale, or of a still camera after the clip's one free affine map.
+Cost: each length in a process of its own, on one BLAS thread.
 """
 
 from __future__ import annotations
