@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -31,7 +31,9 @@ from .samples import sample
 from .solve import Solution, assumed, scale_from_parallax, scaled, solve_stretch, start_values
 
 MOST_CUES = 500  # of a frame: a coarse field needs no more, so each stands for several
-CORRELATED = 9.0  # variance of scale and shift over what the normal equations say: a network's errors are smooth
+CORRELATED = {"depth": 9.0, "metric": 9.0, "disparity": 9.0, "log_depth": 16.0}
+"""Variance of scale and shift over what the normal equations say, by measurement: a network's errors are smooth."""
+
 FINE_COLUMNS = 12  # nodes along the longer side of the field that follows a frame's own cues ...
 FINE_STEP = 0.16  # ... prior standard deviation of the difference between adjacent ones ...
 FINE_FLOOR = 0.02  # ... and the least uncertainty of one far from any cue
@@ -129,7 +131,7 @@ def solve_clip(
     camera: Intrinsics | None = None,
     T_world_camera: Array | None = None,
     flow: FlowBetween | None = None,
-    cuts: Iterable[int] = (),
+    cuts: Sequence[int] = (),
     settings: JointSettings = JointSettings(),  # noqa: B008 (frozen)
 ) -> Alignment:
     """Align all T frames of a clip at once.
@@ -156,7 +158,7 @@ def solve_clip_steps(
     camera: Intrinsics | None = None,
     T_world_camera: Array | None = None,
     flow: FlowBetween | None = None,
-    cuts: Iterable[int] = (),
+    cuts: Sequence[int] = (),
     settings: JointSettings = JointSettings(),  # noqa: B008 (frozen)
 ) -> Steps[Alignment]:
     """`solve_clip` as a generator of Progress."""
@@ -164,6 +166,11 @@ def solve_clip_steps(
         raise UsageError("camera poses and intrinsics go together: give both, or neither")
     if T_world_camera is not None and len(T_world_camera) != len(relative):
         raise UsageError(f"there are {len(relative)} depth maps but {len(T_world_camera)} camera poses")
+    stray = [i for i in [*(cues or {}), *cuts] if not 0 <= i < len(relative)]
+    if stray:
+        raise UsageError(
+            f"cues or cuts are given for frame {stray[0]}, but the clip has frames 0 to {len(relative) - 1}"
+        )
     clip = yield from _read(relative, cues or {}, settings)
     if not clip.fits and T_world_camera is None and flow is None:
         raise GeometryError("nothing to align by: there are no cues, no camera poses and no optical flow")
@@ -172,7 +179,11 @@ def solve_clip_steps(
     parts = []
     for first, last in pairwise(starts):
         parts.append(
-            (yield from _solve_segment(clip, link, first, last, settings, _moving(T_world_camera), flow is not None))
+            (
+                yield from _solve_segment(
+                    clip, link, first, last, settings, _moving(T_world_camera, first, last), flow is not None
+                )
+            )
         )
     return _alignment(clip, parts, starts)
 
@@ -323,8 +334,8 @@ def _solve_segment(
     return _Segment(stretch, solution, alone, tied)
 
 
-def _moving(T_world_camera: Array | None) -> bool:
-    return T_world_camera is not None and bool(np.ptp(T_world_camera[:, :3, 3], axis=0).max() > 1e-9)
+def _moving(T_world_camera: Array | None, first: int, last: int) -> bool:
+    return T_world_camera is not None and bool(np.ptp(T_world_camera[first:last, :3, 3], axis=0).max() > 1e-9)
 
 
 def _theta_of(fit: AffineFit, values: ValueRange) -> tuple[float, float]:
@@ -376,7 +387,9 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
     if not (segment.tied[i] or position in clip.fits) or not np.isfinite(stretch.values[i]).any():
         return None
     scale, shift, covariance = clip.range.original(
-        float(np.exp(theta[0])), float(theta[1]), _of_scale(segment.solution.covariance[i], theta) * CORRELATED
+        float(np.exp(theta[0])),
+        float(theta[1]),
+        _of_scale(segment.solution.covariance[i], theta) * CORRELATED[clip.domain],
     )
     own = clip.fits.get(position)
     inliers, spread = np.zeros(len(clip.cues.get(position, NO_CUES)), bool), segment.solution.spread / np.sqrt(2)
