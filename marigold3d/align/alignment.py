@@ -3,44 +3,37 @@ every frame's scale, shift and log-scale field, with covariances and a verdict o
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, UsageError
-from ..progress import Progress, Steps
+from ..progress import Steps
 from ..progress import run as drive
 from ..rigid import inverse
-from ..types import Array, DepthMap, Domain, Intrinsics, RelativeDepth, SparseCues
-from .affine import FAR_FACTOR, UNSTATED_SIGMA, AffineFit, fit_affine
-from .field import ScaleField, fit_field, grid_shape
+from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
+from .affine import FAR_FACTOR, AffineFit
+from .clip_samples import NO_CUES, ClipSamples, Maps, cue_rows, read_clip
+from .field import ScaleField
 from .flow import FlowBetween
-from .frame import FIELD_MIN_CUES, FrameAlignment
+from .frame import FrameAlignment
 from .grid import Float32, SampleGrid, ValueRange, log_depth
-from .joint import LEAST_SAMPLES, CueRows, JointSettings, Link, Stretch, cue_residuals
+from .joint import LEAST_SAMPLES, JointSettings, Link, Stretch, cue_residuals
 from .links import Rays, Residuals, Surface, by_flow, by_pose
 from .robust import mad
-from .samples import sample
+from .sharpen import sharpened
 from .solve import Solution, assumed, scale_from_parallax, scaled, solve_stretch, start_values
 
-MOST_CUES = 500  # of a frame: a coarse field needs no more, so each stands for several
 CORRELATED = {"depth": 9.0, "metric": 9.0, "disparity": 9.0, "log_depth": 16.0}
 """Variance of scale and shift over what the normal equations say, by measurement: a network's errors are smooth."""
 
-FINE_COLUMNS = 12  # nodes along the longer side of the field that follows a frame's own cues ...
-FINE_STEP = 0.16  # ... prior standard deviation of the difference between adjacent ones ...
-FINE_FLOOR = 0.02  # ... and the least uncertainty of one far from any cue
 LEAST_CUES = 5  # agreeing cues a frame needs to start from its own fit
 FLOWS_KEPT = 2**14  # of 40 kB each; those of longer clips are found again in every round
-IN_MEMORY = 2**29  # bytes of samples; those of longer clips wait on disk
-NO_CUES = SparseCues.empty()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +109,6 @@ class Alignment:
         }
 
 
-class Maps(Protocol):
-    """T relative depth maps by position: a list, or anything that reads them from disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> RelativeDepth: ...
-
-
 def solve_clip(
     relative: Maps,
     cues: Mapping[int, SparseCues] | None = None,
@@ -171,7 +156,7 @@ def solve_clip_steps(
         raise UsageError(
             f"cues or cuts are given for frame {stray[0]}, but the clip has frames 0 to {len(relative) - 1}"
         )
-    clip = yield from _read(relative, cues or {}, settings)
+    clip = yield from read_clip(relative, cues or {}, settings)
     if not clip.fits and T_world_camera is None and flow is None:
         raise GeometryError("nothing to align by: there are no cues, no camera poses and no optical flow")
     link = _link(clip.grid, camera, T_world_camera, flow)
@@ -186,73 +171,6 @@ def solve_clip_steps(
             )
         )
     return _alignment(clip, parts, starts)
-
-
-# -- reading the clip -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    """What the solve needs: normalised samples (T, N), cues and the fits of frames to them, by position."""
-
-    values: Float32
-    rows: dict[int, CueRows]
-    used: dict[int, NDArray[np.intp]]  # which of a frame's cues lie on depth ...
-    at_cues: dict[int, Float32]  # ... and the values there, not normalised
-    cues: Mapping[int, SparseCues]
-    fits: dict[int, AffineFit]
-    grid: SampleGrid
-    range: ValueRange
-    domain: Domain
-
-
-def _read(relative: Maps, cues: Mapping[int, SparseCues], settings: JointSettings) -> Steps[_Clip]:
-    """One pass over the clip. Frames are let go of as soon as their samples are taken."""
-    if len(relative) == 0:
-        raise GeometryError("there are no depth maps to align")
-    first = relative[0]
-    height, width = first.values.shape
-    grid = SampleGrid.of(width, height, settings.samples, settings.field_columns)
-    values = _frames_of_samples(len(relative), len(grid))
-    at_cues: dict[int, Float32] = {}
-    used: dict[int, NDArray[np.intp]] = {}
-    fits: dict[int, AffineFit] = {}
-    for i in range(len(relative)):
-        frame = relative[i]
-        if frame.values.shape != first.values.shape or frame.domain != first.domain:
-            raise UsageError(f"depth map {i} differs in size or domain from the first: a clip has one of each")
-        values[i] = grid.samples(frame)
-        own = cues.get(i, NO_CUES)
-        if len(own):
-            v = sample(frame.values, own.uv)
-            used[i] = np.flatnonzero(np.isfinite(v))
-            at_cues[i] = v[used[i]]
-        if len(used.get(i, ())):
-            fits[i] = fit_affine(frame, own)
-        yield Progress("align", i + 1, len(relative))
-    if not np.isfinite(values).any():
-        raise GeometryError("no frame has any depth, so there is nothing to align")
-    low_high = ValueRange.of(values, first.domain)
-    for row in values:
-        row[:] = low_high.normalised(row)
-    rows = {i: _rows(low_high.normalised(at_cues[i]), cues[i].select(used[i]), grid) for i in fits}
-    return _Clip(values, rows, used, at_cues, cues, fits, grid, low_high, first.domain)
-
-
-def _frames_of_samples(frames: int, samples: int) -> Float32:
-    """(frames, samples) to be filled: in memory, or of a long clip in a file without a name."""
-    if frames * samples * 4 <= IN_MEMORY:
-        return np.empty((frames, samples), np.float32)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.float32, "w+", shape=(frames, samples))
-
-
-def _rows(v: Float32, cues: SparseCues, grid: SampleGrid, most: int = MOST_CUES) -> CueRows:
-    """Cues as the solve takes them, at most so many."""
-    pick = np.linspace(0, len(v) - 1, min(most, len(v))).astype(np.intp)
-    sigma = np.full(len(pick), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma[pick] / cues.depth[pick]
-    log_z = np.log(cues.depth[pick]).astype(np.float32)
-    return CueRows(v[pick], log_z, sigma.astype(np.float32), grid.basis_at(cues.uv[pick]), len(v) / max(len(pick), 1))
 
 
 def _link(grid: SampleGrid, camera: Intrinsics | None, T_world_camera: Array | None, flow: FlowBetween | None) -> Link:
@@ -297,7 +215,7 @@ class _Segment:
 
 
 def _solve_segment(
-    clip: _Clip, link: Link, first: int, last: int, settings: JointSettings, moving: bool, flowing: bool
+    clip: ClipSamples, link: Link, first: int, last: int, settings: JointSettings, moving: bool, flowing: bool
 ) -> Steps[_Segment]:
     cues = {i - first: rows for i, rows in clip.rows.items() if first <= i < last}
     own = {i - first: _theta_of(fit, clip.range) for i, fit in clip.fits.items() if first <= i < last}
@@ -360,14 +278,22 @@ def _typical_y(stretch: Stretch, theta: Array) -> float:
     return float(max(np.median(np.abs(y)), 1e-12))
 
 
-def _alignment(clip: _Clip, segments: list[_Segment], starts: list[int]) -> Alignment:
+def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -> Alignment:
     frames: list[FrameAlignment | None] = []
     before: list[Array] = []
     after: list[Array] = []
     for number, segment in enumerate(segments):
-        frames += [_frame(clip, segment, i, starts[number] + i) for i in range(len(segment.stretch))]
-        for series, theta in ((before, segment.alone), (after, segment.solution.theta)):
-            series.append(np.append(flicker(segment.stretch, theta), np.nan))  # the last frame of a scene has no next
+        first, T = starts[number], len(segment.stretch)
+        coarse = [_frame(clip, segment, i, first + i) for i in range(T)]
+        fine = sharpened(coarse, {i: _on_depth(clip, first + i) for i in range(T) if first + i in clip.fits})
+        frames += fine
+        alone = [segment.stretch.surface(i, segment.alone[i]) for i in range(T)]
+        together = [
+            segment.stretch.surface(i, t) if (f := fine[i]) is None else _surface(clip, f, first + i)
+            for i, t in enumerate(segment.solution.theta)
+        ]
+        before.append(np.append(flicker(segment.stretch, alone), np.nan))  # the last frame of a scene has no next
+        after.append(np.append(flicker(segment.stretch, together), np.nan))
     count = len(frames)
     return Alignment(
         frames,
@@ -381,7 +307,7 @@ def _alignment(clip: _Clip, segments: list[_Segment], starts: list[int]) -> Alig
     )
 
 
-def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignment | None:
+def _frame(clip: ClipSamples, segment: _Segment, i: int, position: int) -> FrameAlignment | None:
     """Frame i of a segment; None when it has no depth, or nothing ties it to frames whose depth is known."""
     stretch, theta = segment.stretch, segment.solution.theta[i]
     if not (segment.tied[i] or position in clip.fits) or not np.isfinite(stretch.values[i]).any():
@@ -410,41 +336,13 @@ def _frame(clip: _Clip, segment: _Segment, i: int, position: int) -> FrameAlignm
         int((~inliers[clip.used[position]]).sum()) if own is not None else 0,
         "aligned to other frames" if own is None else own.verdict,
     )
-    coarse = _field(clip.grid, theta, segment.solution.node_sigma[i])
-    if coarse is None or own is None or inliers.sum() < FIELD_MIN_CUES:
-        return FrameAlignment(fit, coarse, spread)
-    used = clip.used[position]
-    return _sharpened(fit, coarse, clip.at_cues[position], clip.cues[position].select(used), inliers[used])
+    return FrameAlignment(fit, _field(clip.grid, theta, segment.solution.node_sigma[i]), spread)
 
 
-def _sharpened(
-    fit: AffineFit, coarse: ScaleField, v: Float32, cues: SparseCues, agree: NDArray[np.bool_]
-) -> FrameAlignment:
-    """The frame bent further by its own cues, on a finer grid than all frames together can afford.
-
-    v (M,): the frame's values at its M cues; agree (M,): cues that the coarse field meets.
-    """
-    width, height = coarse.width, coarse.height
-    shape = grid_shape(width, height, FINE_COLUMNS)
-    at = np.stack(np.meshgrid(np.linspace(0, width, shape[1]), np.linspace(0, height, shape[0])), -1).reshape(-1, 2)
-    base = ScaleField(coarse.at(at).reshape(shape), coarse.sigma_at(at).reshape(shape), width, height)
-    z = fit.depth(v).astype(float) * np.exp(base.at(cues.uv))
-    good = np.isfinite(z)
-    if good.sum() < FIELD_MIN_CUES:
-        return FrameAlignment(fit, coarse, fit.residual_sigma)
-    share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
-    ratio = np.log(cues.depth[good] / z[good])
-    bend = fit_field(cues.uv[good], ratio, share[good], width, height, shape, trusted=agree[good], step_sigma=FINE_STEP)
-    # Where no cue is near, the fine field knows nothing, and what it might be is no more than what others were.
-    unknown = np.hypot(base.node_sigma, max(float(np.std(bend.nodes)), FINE_FLOOR))
-    total = ScaleField(base.nodes + bend.nodes, np.minimum(bend.node_sigma, unknown), width, height)
-    return FrameAlignment(fit, total, mad(ratio - bend.at(cues.uv[good])))
-
-
-def _agreeing(clip: _Clip, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:
+def _agreeing(clip: ClipSamples, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:
     """Which of a frame's cues (N,) agree with its alignment, and the spread of the log residuals."""
     v, own = clip.at_cues[position], clip.cues[position].select(clip.used[position])
-    rows = _rows(clip.range.normalised(v), own, clip.grid, most=len(v))
+    rows = cue_rows(clip.range.normalised(v), own, clip.grid, most=len(v))
     r, _, w = cue_residuals(segment.stretch, rows, segment.solution.theta[i])
     inliers = np.zeros(len(clip.cues[position]), bool)
     inliers[clip.used[position]] = w > 0
@@ -463,7 +361,22 @@ def _field(grid: SampleGrid, theta: Array, sigma: Array) -> ScaleField | None:
     return ScaleField(theta[2:].reshape(grid.nodes), sigma.reshape(grid.nodes).astype(float), grid.width, grid.height)
 
 
-def flicker(stretch: Stretch, theta: Array) -> Array:
+def _on_depth(clip: ClipSamples, position: int) -> tuple[Float32, SparseCues]:
+    """The values (M,) of a frame's map at those of its cues that lie on depth, and these cues."""
+    return clip.at_cues[position], clip.cues[position].select(clip.used[position])
+
+
+def _surface(clip: ClipSamples, frame: FrameAlignment, position: int) -> Surface:
+    """A frame's log depth on the grid, its fine field included."""
+    v = clip.values[position] * np.float32(clip.range.spread) + np.float32(clip.range.low)
+    with np.errstate(invalid="ignore"):
+        log_z = np.log(frame.fit.depth(v))
+    if frame.field is not None:
+        log_z = log_z + frame.field.at(clip.grid.uv).astype(np.float32)
+    return Surface.of(log_z, clip.grid)
+
+
+def flicker(stretch: Stretch, surfaces: Sequence[Surface]) -> Array:
     """(T-1,) how much depth jumps from each frame to the next; NaN where nothing links them.
 
     The root mean square over the regions of a 4 x 3 grid of the median log ratio of linked depths: it sees whatever
@@ -473,15 +386,14 @@ def flicker(stretch: Stretch, theta: Array) -> Array:
     region = 4 * (np.arange(grid.rows) * 3 // grid.rows)[:, None] + np.arange(grid.columns) * 4 // grid.columns
 
     def one(i: int) -> float:
-        a, b = stretch.surface(i, theta[i]), stretch.surface(i + 1, theta[i + 1])
-        found = stretch.link(i, i + 1, a, b, np.inf, 2)
+        found = stretch.link(i, i + 1, surfaces[i], surfaces[i + 1], np.inf, 2)
         if found is None or len(found.residual) < LEAST_SAMPLES:
             return np.nan
         inside = region.ravel()[found.source]
         medians = [np.median(r) for k in range(12) if len(r := found.residual[inside == k]) >= LEAST_SAMPLES]
         return float(np.sqrt(np.mean(np.square(medians)))) if medians else np.nan
 
-    return np.array([one(i) for i in range(len(theta) - 1)])
+    return np.array([one(i) for i in range(len(surfaces) - 1)])
 
 
 def _for_json(series: Array) -> list[float | None]:
