@@ -230,7 +230,7 @@ def align(
 ) -> None:
     """Align a finished run anew, to known depths and lengths, without estimating depth again; or draw its report.
 
-    With nothing but --plot or --json the run stays as it is.
+    Cues and lengths given before stay unless others are given. With only --plot or --json the run stays as it is.
     """
     from .config import AlignConfig
     from .realign import realign
@@ -242,12 +242,13 @@ def align(
         _check_plot(plot)
     if cues or measure or guide or not field or (plot is None and not as_json):
         units = "m" if metric_cues else None
+        before = opened.manifest["settings"].get("align", {})
         settings = AlignConfig(
             field=field,
-            cues=tuple(cues or ()),
-            cue_sigma=cue_sigma,
-            cue_units=units,  # type: ignore[arg-type]
-            measures=tuple(measure or ()),
+            cues=tuple(cues or before.get("cues", ())),
+            cue_sigma=cue_sigma if cues else before.get("cue_sigma"),
+            cue_units=units if cues else before.get("cue_units"),  # type: ignore[arg-type]
+            measures=tuple(measure or before.get("measures", ())),
             guide=guide,
         )
         with progress_bars(quiet) as on_progress:

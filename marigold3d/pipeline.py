@@ -24,6 +24,7 @@ from .stages import (
     Cameras,
     Job,
     align_depth,
+    check_known,
     digest,
     estimate_depth,
     find_cameras,
@@ -70,6 +71,7 @@ def reconstruct_steps(
 
 def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwrite: bool) -> Steps[Run]:
     """The stages in order; what an error leaves behind is decided by the run folder."""
+    check_known(config.align)
     video = open_video(clip, config.video)
     estimator = load_estimator(config.depth)
     run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)

@@ -464,7 +464,7 @@ class Points:
     `points` may be changed to tell lies about depths; where a point is seen remains true.
     """
 
-    name, units = "test", "m"
+    name, units, of_single_frames = "test", "m", False
 
     @property
     def count(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marigold3d.align.field import NODE_SIGMA, basis, _prior, fit_field, grid_shape
+from marigold3d.align.field import NODE_SIGMA, _prior, basis, fit_field, grid_shape
 from marigold3d.camera import pixel_grid
 from tests.synthetic import wave
 

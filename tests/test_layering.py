@@ -16,7 +16,20 @@ LAYERS = (  # a module or package imports only what stands before it
     *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint"),
     *("frames", "images", "video", "video_array", "scan"),
     *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cues"),
-    *("store", "view", "probes", "doctor", "stages", "pipeline", "realign", "export_run", "single", "terminal", "batch", "cli"),
+    *(
+        "store",
+        "view",
+        "probes",
+        "doctor",
+        "stages",
+        "pipeline",
+        "realign",
+        "export_run",
+        "single",
+        "terminal",
+        "batch",
+        "cli",
+    ),
 )
 
 CONFINED = {  # third party: where it may be imported, at module level or inside a function

@@ -187,7 +187,8 @@ def test_the_report_has_what_the_plot_reads(run: Path, scene: Scene, cli: Cli) -
         assert set(report[name]) == {"n", "mae", "abs_rel", "delta1"}
         assert report[name]["n"] > 100
     assert report["held_out"]["abs_rel"] < 0.03
-    assert set(report["sources"]) == {"structure from motion", "depth maps"}
+    carried = "depth maps, carried to other frames"
+    assert set(report["sources"]) == {"structure from motion", "depth maps", carried}
     assert report["scale_factor"] == pytest.approx(UNIT_M, rel=0.03)
 
 

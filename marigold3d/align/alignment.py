@@ -285,7 +285,9 @@ def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -
     for number, segment in enumerate(segments):
         first, T = starts[number], len(segment.stretch)
         coarse = [_frame(clip, segment, i, first + i) for i in range(T)]
-        fine = sharpened(coarse, {i: _on_depth(clip, first + i) for i in range(T) if first + i in clip.fits})
+        fine = sharpened(
+            coarse, {i: _on_depth(clip, f, first + i) for i, f in enumerate(coarse) if f and first + i in clip.fits}
+        )
         frames += fine
         alone = [segment.stretch.surface(i, segment.alone[i]) for i in range(T)]
         together = [
@@ -361,9 +363,10 @@ def _field(grid: SampleGrid, theta: Array, sigma: Array) -> ScaleField | None:
     return ScaleField(theta[2:].reshape(grid.nodes), sigma.reshape(grid.nodes).astype(float), grid.width, grid.height)
 
 
-def _on_depth(clip: ClipSamples, position: int) -> tuple[Float32, SparseCues]:
-    """The values (M,) of a frame's map at those of its cues that lie on depth, and these cues."""
-    return clip.at_cues[position], clip.cues[position].select(clip.used[position])
+def _on_depth(clip: ClipSamples, frame: FrameAlignment, position: int) -> tuple[Float32, SparseCues, NDArray[np.bool_]]:
+    """The values (M,) of a frame's map at those of its cues that lie on depth, these cues, and which of them agree."""
+    used = clip.used[position]
+    return clip.at_cues[position], clip.cues[position].select(used), frame.fit.inliers[used]
 
 
 def _surface(clip: ClipSamples, frame: FrameAlignment, position: int) -> Surface:
@@ -386,7 +389,7 @@ def flicker(stretch: Stretch, surfaces: Sequence[Surface]) -> Array:
     region = 4 * (np.arange(grid.rows) * 3 // grid.rows)[:, None] + np.arange(grid.columns) * 4 // grid.columns
 
     def one(i: int) -> float:
-        found = stretch.link(i, i + 1, surfaces[i], surfaces[i + 1], np.inf, 2)
+        found = stretch.link(i, i + 1, surfaces[i], surfaces[i + 1], np.inf, 4)
         if found is None or len(found.residual) < LEAST_SAMPLES:
             return np.nan
         inside = region.ravel()[found.source]

@@ -15,6 +15,7 @@ from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
 from .affine import UNSTATED_SIGMA
 from .alignment import Alignment, solve_clip_steps
+from .carried import carried_around
 from .flow import FlowBetween
 from .frame import FrameAlignment
 from .held_out import HeldOut, held_out_points
@@ -85,6 +86,8 @@ def align_clip(
         raise GeometryError("no frame has a camera pose, so nothing can be aligned")
     poses = None if T_world_camera is None else T_world_camera[positions]
     gathered = [_Gathered.of(s, positions, poses, config.held_out) for s in sources]
+    if poses is not None and camera is not None and np.ptp(poses[:, :3, 3], axis=0).max() > 0:
+        gathered += [c for s, g in zip(sources, gathered, strict=True) if (c := _carried(s, g, poses, camera))]
     cues = {i: joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
     alignment = yield from solve_clip_steps(
         _At(relative, positions),
@@ -142,6 +145,16 @@ class _Gathered:
             kept_cues.append(cues.select(~held[ids]))
             held_cues.append(cues.select(held[ids]))
         return cls(source.name, kept_cues, held_cues)
+
+
+def _carried(source: CueSource, gathered: _Gathered, poses: Array, camera: Intrinsics) -> _Gathered | None:
+    """What single frames measured, for the frames around them; None for points that every frame sees anyway."""
+    if not source.of_single_frames:
+        return None
+    around = carried_around({i: c for i, c in enumerate(gathered.kept) if len(c)}, poses, camera)
+    nothing = SparseCues.empty()
+    kept = [around.get(i, nothing) for i in range(len(poses))]
+    return _Gathered(f"{gathered.name}, carried to other frames", kept, [nothing] * len(poses))
 
 
 def _count(

@@ -8,9 +8,10 @@ says so:
     smoothness  (theta_i - theta_i+1) / sigma                                        weak: flicker is not smooth
     field       differences of adjacent nodes, and the nodes themselves, near zero
 
-The gradient of a link by scales and shifts is taken at the depth half-way between its two frames. Taken at each frame's
-own depth, its noise would speak for less contrast (regression dilution), exponentially so along a chain of links away
-from the last cue; half-way, the noise of two like frames cancels.
+The gradient of a link by scales and shifts is taken at the depth half-way between its two frames, as far as they
+differ by noise. Taken at each frame's own depth, its noise would speak for less contrast (regression dilution), and
+exponentially so along a chain of links away from the last cue; half-way, the noise of two like frames cancels. How much
+of a residual is noise is seen from sample to sample; of the rest, errors smooth over the image, half counts too.
 
 Samples a few cells apart err alike, so a link counts as `independent` samples, however many it has; without that, the
 links would outvote every cue and the covariances would claim too much.
@@ -35,6 +36,7 @@ Link = Callable[[int, int, Surface, Surface, float, int], Residuals | None]
 """link(i, j, surface_i, surface_j, hidden, every): what frames i and j see in common, from every n-th sample of i;
 None when nothing ties them."""
 
+LEAST_NOISE = 0.5  # share of a link's residuals that at least counts as noise
 LEAST_SAMPLES = 20  # a link of fewer says nothing
 THIN = 7  # H is made of every 7th residual: 30 unknowns need no more, and g has them all
 
@@ -244,7 +246,9 @@ def _link_term(
     robust = tukey(r / np.float32(own)) if redescending else huber(r / np.float32(own))
     count = min(stretch.settings.independent / len(r), 1.0)
     w = (robust * (count / max(spread, stretch.settings.link_floor, found.floor) ** 2)).astype(np.float32)
-    wg, half, N = w * found.gain, r * np.float32(0.5), len(stretch.grid)
+    wg, N = w * found.gain, len(stretch.grid)
+    white = min(max((surfaces[i].noise ** 2 + surfaces[j].noise ** 2) / own**2, LEAST_NOISE), 1.0)
+    half = r * np.float32(0.5 * white)
     some = slice(None, None, THIN if len(r) > 100 * THIN else 1)
     share = np.float32(w.sum() / max(float(w[some].sum()), 1e-30))
     source, target = found.source[some], found.target[some]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..camera import distort, normalised
 from ..types import Array, Intrinsics
 from .grid import Float32, SampleGrid
+from .robust import mad
 
 EDGE = 0.15  # log-depth step between neighbouring samples that marks a depth edge
 
@@ -27,6 +28,7 @@ class Surface:
     log_z: Float32
     slope: Float32
     smooth: NDArray[np.bool_]
+    noise: float = 0.0  # standard deviation of log depth from sample to sample, without what is smooth
 
     @classmethod
     def of(cls, log_z: Float32, grid: SampleGrid) -> Surface:
@@ -38,7 +40,9 @@ class Surface:
         slope *= np.float32(0.5)
         with np.errstate(invalid="ignore"):
             smooth = (np.abs(slope[0]) < EDGE) & (np.abs(slope[1]) < EDGE) & np.isfinite(image[1:-1, 1:-1])
-        return cls(log_z, slope.reshape(2, -1), smooth.ravel())
+        bend = image[1:-1, 2:] - 2 * image[1:-1, 1:-1] + image[1:-1, :-2]
+        some = bend[smooth][::3]
+        return cls(log_z, slope.reshape(2, -1), smooth.ravel(), mad(some) / np.sqrt(6) if len(some) else 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from .field import ScaleField, fit_field, grid_shape
 from .frame import FIELD_MIN_CUES, FrameAlignment
 from .robust import mad
 
-FINE_COLUMNS = 12  # nodes along the longer side
+FINE_COLUMNS = (8, 18)  # nodes along the longer side, at least and at most: about as many nodes as cues
 FINE_STEP = 0.16  # prior standard deviation of the difference between adjacent ones
 FINE_FLOOR = 0.02  # least uncertainty of a node far from any cue
 FADING = (1.0, 0.5, 0.25)  # weight of the fine fields 0, 1, 2 frames away from one that has no cues of its own
@@ -29,28 +29,33 @@ class Bend:
 
 
 def sharpened(
-    frames: Sequence[FrameAlignment | None], cues: Mapping[int, tuple[NDArray[np.float32], SparseCues]]
+    frames: Sequence[FrameAlignment | None],
+    cues: Mapping[int, tuple[NDArray[np.float32], SparseCues, NDArray[np.bool_]]],
 ) -> list[FrameAlignment | None]:
     """Consecutive frames of one scene with fine fields in place of coarse ones.
 
-    cues: by frame, the values (M,) of its map at its M cues. A frame without any takes the mean of the fields beside it.
+    cues: by frame, the values (M,) of its map at M cues, these, and which of them (M,) the coarse field meets. A frame
+    without any takes the mean of the fields beside it.
     """
-    bends = {i: bend for i, (v, own) in cues.items() if (f := frames[i]) and (bend := _bend(f, v, own))}
+    columns = int(np.clip(np.sqrt(np.median([len(v) for v, *_ in cues.values()] or [0])), *FINE_COLUMNS))
+    bends = {i: bend for i, own in cues.items() if (f := frames[i]) and (bend := _bend(f, *own, columns))}
     out = list(frames)
     for i, frame in enumerate(frames):
         around = [i] if i in bends else range(i - len(FADING) + 1, i + len(FADING))
         near = [(abs(j - i), bends[j]) for j in around if j in bends]
         if frame is not None and frame.field is not None and near:
-            out[i] = FrameAlignment(frame.fit, _added(frame.field, near), max(b.spread for _, b in near))
+            out[i] = FrameAlignment(frame.fit, _added(frame.field, near, columns), max(b.spread for _, b in near))
     return out
 
 
-def _bend(frame: FrameAlignment, v: NDArray[np.float32], cues: SparseCues) -> Bend | None:
+def _bend(
+    frame: FrameAlignment, v: NDArray[np.float32], cues: SparseCues, agree: NDArray[np.bool_], columns: int
+) -> Bend | None:
     """The fine field that a frame's cues ask for beyond its coarse one; None when they are too few."""
     coarse = frame.field
-    if coarse is None or frame.fit.inliers.sum() < FIELD_MIN_CUES:
+    if coarse is None or agree.sum() < FIELD_MIN_CUES:
         return None
-    base = _on_fine_grid(coarse)
+    base = _on_fine_grid(coarse, columns)
     z = frame.fit.depth(v).astype(float) * np.exp(base.at(cues.uv))
     good = np.isfinite(z)
     share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
@@ -62,24 +67,24 @@ def _bend(frame: FrameAlignment, v: NDArray[np.float32], cues: SparseCues) -> Be
         coarse.width,
         coarse.height,
         base.nodes.shape,
-        trusted=frame.fit.inliers[good],
+        trusted=agree[good],
         step_sigma=FINE_STEP,
     )
     return Bend(bend, mad(ratio - bend.at(cues.uv[good])))
 
 
-def _on_fine_grid(field: ScaleField) -> ScaleField:
+def _on_fine_grid(field: ScaleField, most_columns: int) -> ScaleField:
     """The same field on the fine grid."""
-    rows, columns = grid_shape(field.width, field.height, FINE_COLUMNS)
+    rows, columns = grid_shape(field.width, field.height, most_columns)
     at = np.stack(np.meshgrid(np.linspace(0, field.width, columns), np.linspace(0, field.height, rows)), -1)
     uv = at.reshape(-1, 2)
     shape = rows, columns
     return replace(field, nodes=field.at(uv).reshape(shape), node_sigma=field.sigma_at(uv).reshape(shape))
 
 
-def _added(coarse: ScaleField, bends: Sequence[tuple[int, Bend]]) -> ScaleField:
+def _added(coarse: ScaleField, bends: Sequence[tuple[int, Bend]], columns: int) -> ScaleField:
     """A coarse field and the mean of the bends around it; a bend counts by its nearness in time and its certainty."""
-    base = _on_fine_grid(coarse)
+    base = _on_fine_grid(coarse, columns)
     weights = np.stack([FADING[away] / b.field.node_sigma**2 for away, b in bends])  # (B, R, C)
     nodes = np.stack([b.field.nodes for _, b in bends])
     sigma = np.stack([b.field.node_sigma for _, b in bends]).min(0)

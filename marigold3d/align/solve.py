@@ -24,6 +24,7 @@ BoolArray = NDArray[np.bool_]
 ROUNDS = (*[("huber", 7)] * 3, *[("tukey", 3)] * 2, ("tukey", 1))
 """Gauss-Newton rounds: convex weights while frames may be far off, every n-th sample while they still move."""
 DAMPING = 0.1
+RISE = 1.3  # growth of the links' spread in one round at which a step is taken back
 CONVERGED = 2e-3  # of log depth: steps of scale and field that no longer matter
 LONGEST_STEP = 0.7  # of log scale in one step
 WIDEST_SPREAD = 0.3  # of links, log depth
@@ -88,6 +89,7 @@ def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam |
     theta, spread = start, _spread_at(stretch, start)
     held = len(stretch) if seam is None else len(seam.theta)
     settled = False
+    steady: tuple[float, Array] | None = None
     for done, (loss, every) in enumerate(ROUNDS, 1):
         last = done == len(ROUNDS)
         if settled and not last:
@@ -98,6 +100,11 @@ def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam |
         with threadpool_limits(1, "blas"):  # two threads are slower on blocks of this size
             factor = factorise(_damped(system, stretch))
             step = solve_constrained(factor, system.right, _constraints(stretch, theta, gauge, held))
+        if steady is not None and _common_spread(links, stretch) > RISE * steady[0]:
+            theta = steady[1]  # the frames agree less than before: the step before this one was no good
+            break
+        if loss == "tukey":
+            steady = _common_spread(links, stretch), theta
         theta, moved = _moved(stretch, theta, np.concatenate(step).reshape(theta.shape))
         spread = _common_spread(links, stretch)
         settled = loss == "tukey" and moved < CONVERGED

@@ -27,6 +27,11 @@ class CueSource(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def of_single_frames(self) -> bool:
+        """Whether a frame's cues were measured in it alone, so that the frames around it can gain from them."""
+        ...
+
     def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]:
         """Cues of the used frame at `position`, whose pose is (4, 4), and the point 0..count-1 behind each (N,)."""
         ...
@@ -40,6 +45,7 @@ class FrameCues:
     units: Units
     by_position: Mapping[int, SparseCues]
     measured: bool = True  # False: made from other cues, so none of it can be held out
+    of_single_frames: bool = True
 
     @property
     def count(self) -> int:

@@ -37,6 +37,7 @@ class ControlPoints:
     trusted: frozenset[str] | None = None
     name: str = "control points"
     units: Units = "m"
+    of_single_frames: bool = False
 
     @property
     def count(self) -> int:

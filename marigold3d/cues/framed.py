@@ -30,6 +30,7 @@ class FramedCues:
     by_position: Mapping[int, SparseCues]
     points: Mapping[int, NDArray[np.int64]]
     tally: Tally
+    of_single_frames: bool = True
 
     def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]:
         """See `align.sources.CueSource`; the pose is not needed."""

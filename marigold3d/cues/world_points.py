@@ -43,6 +43,7 @@ class WorldPoints:
     share: float | None
     read: Tally
     name: str = "points"
+    of_single_frames: bool = False
     _seen: dict[int, Tally] = field(default_factory=dict)
 
     @property

@@ -47,6 +47,10 @@ class SparseModel:
     def count(self) -> int:
         return len(self.points)
 
+    @property
+    def of_single_frames(self) -> bool:
+        return False
+
     def points_near(self, position: int) -> NDArray[np.int64]:
         """Points seen by the registered frame at `position`, or by the ones before and after it."""
         after = int(np.searchsorted(self.frames, position))

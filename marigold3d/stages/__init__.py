@@ -1,6 +1,6 @@
 """The stages of a run, generators of Progress: they join the modules that know the mathematics to the run folder."""
 
-from .align import align_depth, scale_to_lengths
+from .align import align_depth, check_known, scale_to_lengths
 from .cameras import find_cameras
 from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
@@ -12,6 +12,7 @@ __all__ = [
     "DepthStore",
     "Job",
     "align_depth",
+    "check_known",
     "digest",
     "estimate_depth",
     "find_cameras",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ..align import fit_frame
 from ..align.clip import AlignmentReport, align_clip
 from ..align.flow import FlowBetween
 from ..align.sources import CueSource
+from ..config import AlignConfig
 from ..cues import (
     ClipFrames,
     ControlPoints,
@@ -23,8 +25,9 @@ from ..cues import (
     read_cues,
     scale_from_measures,
 )
+from ..cues.world_points import WorldPoints
 from ..depth import DepthEstimator
-from ..errors import GeometryError, UsageError
+from ..errors import GeometryError, InputError, UsageError
 from ..flow import ClipFlow, thumbnails_steps
 from ..progress import Steps
 from ..scan import Scan
@@ -35,6 +38,16 @@ from .job import Cameras, DepthStore, Job
 SCALE_FRAMES = 60  # frames that say how cues in metres compare with the poses' units
 LEAST_POINTS = 20  # of structure from motion a frame needs to say so
 DISAGREEMENT = 0.05  # of the frames about the scale, or of metric poses with metric cues, worth a warning
+
+
+def check_known(config: AlignConfig) -> None:
+    """Errors in what is known that can be seen before the work: files that are not there, lengths of no known form."""
+    for spec in config.cues:
+        path = Path(spec)
+        if not path.exists() and not Path(spec.rpartition("@")[0]).exists():
+            raise InputError(f"--cues {spec}: there is no such file or folder")
+    for text in config.measures:
+        parse_measure(text)
 
 
 def clip_frames(job: Job, scan: Scan, cameras: Cameras) -> ClipFrames:
@@ -137,6 +150,10 @@ class _Scaled:
     def count(self) -> int:
         return self.source.count
 
+    @property
+    def of_single_frames(self) -> bool:
+        return self.source.of_single_frames
+
     def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]:
         cues, ids = self.source.cues(position, T_world_camera)
         sigma = None if cues.sigma is None else cues.sigma * self.factor
@@ -154,7 +171,7 @@ def _one_scale(
             placed.append(here)
     others = [s for s in cues if not isinstance(s, ControlPoints)]
     for source in sorted(others, key=lambda s: s.units != "m"):  # metres first: the others follow them
-        if _in_pose_frame(source) and cameras.units != "m":
+        if isinstance(source, WorldPoints) and cameras.units != "m":
             raise UsageError(
                 f"{source.name}: points x y z lie in the frame of the camera poses, in metres; give those poses too, "
                 "with --poses FILE --metric-poses"
@@ -173,10 +190,6 @@ def _one_scale(
         cameras = cameras.in_metres(scale.factor)
         placed.append(source)
     return cameras, placed
-
-
-def _in_pose_frame(source: CueSource) -> bool:
-    return type(source).__name__ == "WorldPoints"
 
 
 def _still(cameras: Cameras) -> bool:
