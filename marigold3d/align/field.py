@@ -20,6 +20,7 @@ from .robust import core_spread, tukey
 
 NODE_SIGMA = 0.4  # prior standard deviation of the log scale of a node
 STEP_SIGMA = 0.08  # prior standard deviation of the difference between adjacent nodes
+FEW_DOUBTS = 0.95  # share of trusted cues above which the others cannot mislead the field
 PRIOR_SHARE = 0.01  # of the prior's cost beside that of a missed cue
 MISFIT = 0.1  # a cue whose log depth is missed by this or more counts as missed, when two fields are compared
 CUE_FLOOR = 0.03  # a cue is never trusted further than this share of its depth: the field is not meant to follow detail
@@ -87,7 +88,9 @@ def fit_field(
     B = basis(uv, width, height, shape)  # (N, R*C), four entries a row
     prior = _prior(shape, step_sigma)  # (R*C, R*C)
     sigma = np.hypot(sigma, CUE_FLOOR)
-    starts = [np.ones(len(uv), bool)] if trusted is None or trusted.all() else [np.ones(len(uv), bool), trusted]
+    starts = [np.ones(len(uv), bool)]
+    if trusted is not None and trusted.mean() < FEW_DOUBTS:
+        starts.append(trusted)
     found = [_from_start(B, prior, log_ratio, sigma, start, least_spread) for start in starts]
     _, nodes, factor = min(found, key=lambda f: f[0])
     node_sigma = np.sqrt(np.diag(cho_solve(factor, np.eye(len(nodes)))))
