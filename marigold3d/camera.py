@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .types import Array, Intrinsics
+from .types import Array, BoolImage, Intrinsics
 
 MAX_STEP = 0.5  # of one Newton step on the image plane, so that points outside the lens stay finite
 
@@ -20,6 +20,13 @@ def project(points_camera: Array, camera: Intrinsics) -> Array:
         xy = np.where(z > 0, points_camera[..., :2] / z, np.nan)
     xy = distort(xy, camera)
     return np.stack([camera.fx * xy[..., 0] + camera.cx, camera.fy * xy[..., 1] + camera.cy], -1)
+
+
+def on_image(points_camera: Array, camera: Intrinsics) -> tuple[Array, BoolImage]:
+    """Pixels uv (N, 2) of camera-frame points (N, 3), and which of them lie before the camera and inside its image."""
+    uv = project(points_camera, camera)
+    with np.errstate(invalid="ignore"):  # behind the camera there is no pixel
+        return uv, np.asarray((uv > 0).all(1) & (uv < (camera.width, camera.height)).all(1))
 
 
 def unproject(uv: Array, depth: Array, camera: Intrinsics) -> Array:

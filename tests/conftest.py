@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,8 +62,8 @@ def write_marigold(folder: Path, scheduler: str, vae: str, prediction: str) -> N
 
     torch.manual_seed(7)
     parts = {
-        "unet": _unet(),
-        "vae": _autoencoder(vae),
+        "unet": small_unet(),
+        "vae": small_autoencoder(vae),
         "scheduler": _scheduler(scheduler, prediction),
         "text_encoder": _text_encoder(),
     }
@@ -84,7 +85,7 @@ def write_marigold(folder: Path, scheduler: str, vae: str, prediction: str) -> N
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def _unet() -> object:
+def small_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -101,7 +102,7 @@ def _unet() -> object:
     )
 
 
-def _autoencoder(kind: str) -> object:
+def small_autoencoder(kind: str) -> Any:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     if kind == "tiny":

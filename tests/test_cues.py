@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -588,7 +588,9 @@ def spread_points(n: int, seed: int = 0) -> np.ndarray:
 @given(st.integers(0, 10**6), st.integers(3, 8))
 def test_georeferencing_recovers_any_similarity(seed: int, n: int) -> None:
     truth = random_similarity(seed)
-    survey = truth.apply(spread_points(n, seed))
+    points = spread_points(n, seed)
+    assume(np.linalg.svd(points - points.mean(0))[1][1] > 0.1)  # nearly on a line there is no rotation to recover
+    survey = truth.apply(points)
     found = georeference(survey_of(survey, truth), POSES, CAMERA)
     assert found.n == n
     assert not found.rejected

@@ -307,13 +307,10 @@ def bad_cues(folder: Path) -> dict[str, Path]:
 def test_bad_cues_are_one_line_and_leave_the_run(run: Path, cli: Cli, tmp_path: Path, wrong: str) -> None:
     (tmp_path / "cues").mkdir()
     file = bad_cues(tmp_path / "cues")[wrong]
-    before = contents(run)
-    said = cli("align", run, "--cues", file, "-q")
-    assert (said.code, said.stdout) == (3, "")
-    assert said.stderr.count("\n") == 1, said.stderr
+    said = refused(cli, run, "--cues", file, "-q")
+    assert said.stdout == ""
     assert said.stderr.startswith("marigold3d: ")
-    assert contents(run) == before
-    assert "cloud.ply" in before
+    assert "cloud.ply" in contents(run)
     assert Run.open(run).finished
 
 
@@ -322,33 +319,27 @@ def test_bad_cues_are_one_line_and_leave_the_run(run: Path, cli: Cli, tmp_path: 
     [("10,20,30", 2), ("10,20,30,40,3=-1", 2), ("10,20,30,40,999=1.0", 2), ("10,20,9000,40,3=1.0", 2)],
 )
 def test_bad_lengths_are_one_line_and_leave_the_run(run: Path, cli: Cli, measure: str, code: int) -> None:
+    refused(cli, run, "--measure", measure, "-q", code=code)
+
+
+def refused(cli: Cli, run: Path, *options: str | Path, code: int = 3) -> Said:
+    """What `align` said, in one line, when it refused and left the run as it was."""
     before = contents(run)
-    said = cli("align", run, "--measure", measure, "-q")
+    said = cli("align", run, *options)
     assert said.code == code
     assert said.stderr.count("\n") == 1, said.stderr
     assert contents(run) == before
+    return said
 
 
 def test_an_unfinished_run_is_refused(run: Path, scene: Scene, cli: Cli) -> None:
-    opened = Run.open(run)
-    opened.update(status="interrupted")
-    before = contents(run)
-    said = cli("align", run, "--cues", scene.sensor)
-    assert said.code == 3
-    assert "not finished" in said.stderr
-    assert said.stderr.count("\n") == 1
-    assert contents(run) == before
+    Run.open(run).update(status="interrupted")
+    assert "not finished" in refused(cli, run, "--cues", scene.sensor).stderr
 
 
 def test_a_run_whose_clip_is_gone_is_refused(run: Path, scene: Scene, cli: Cli) -> None:
-    opened = Run.open(run)
-    opened.update(clip=str(scene.folder / "moved.mp4"))
-    before = contents(run)
-    said = cli("align", run, "--cues", scene.sensor)
-    assert said.code == 3
-    assert "moved.mp4" in said.stderr
-    assert said.stderr.count("\n") == 1
-    assert contents(run) == before
+    Run.open(run).update(clip=str(scene.folder / "moved.mp4"))
+    assert "moved.mp4" in refused(cli, run, "--cues", scene.sensor).stderr
     assert cli("align", run, "--json").code == 0, "its report is still there"
 
 

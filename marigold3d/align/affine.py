@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import GeometryError
 from ..types import Array, DepthMap, Domain, FloatImage, RelativeDepth, SparseCues
+from .cue_arrays import sigma_shares
 from .domains import dy_dz, from_domain, to_domain
 from .identifiability import doubt, share_spanned, too_little, value_range
 from .line import Line, fit_line
@@ -22,7 +23,6 @@ from .samples import sample
 
 Determined = Literal["scale and shift", "scale only"]
 
-UNSTATED_SIGMA = 0.02  # relative standard deviation of cues that come without one
 AGREEMENT = 0.25  # a cue within this share of the fitted depth agrees with it
 LEAST_AGREEING = 0.55  # of the cues: fewer mean that the cues contradict each other
 AS_ASKED = "as asked"
@@ -126,8 +126,7 @@ def _observations(relative: RelativeDepth, cues: SparseCues) -> tuple[Array, Arr
     if len(used) == 0:
         raise GeometryError(f"no cue falls on a valid pixel of the depth map: {_why_none(relative, cues)}")
     z = np.asarray(cues.depth, float)[used]
-    share = np.full(len(z), UNSTATED_SIGMA) if cues.sigma is None else np.asarray(cues.sigma, float)[used] / z
-    return v[used], to_domain(z, relative.domain), share, used
+    return v[used], to_domain(z, relative.domain), sigma_shares(cues)[used], used
 
 
 def _why_none(relative: RelativeDepth, cues: SparseCues) -> str:

@@ -27,7 +27,7 @@ from .joint import LEAST_SAMPLES, JointSettings, Link, Stretch, cue_residuals
 from .links import Rays, Residuals, Surface, by_flow, by_pose
 from .robust import mad
 from .sharpen import sharpened
-from .solve import Solution, assumed, scale_from_parallax, scaled, solve_stretch, start_values
+from .solve import Solution, assumed, scale_from_parallax, scaled, solve_stretch, start_values, typical_y
 
 CORRELATED = {"depth": 9.0, "metric": 9.0, "disparity": 9.0, "log_depth": 16.0}
 """Variance of scale and shift over what the normal equations say, by measurement: a network's errors are smooth."""
@@ -56,7 +56,7 @@ class Flicker:
 class Alignment:
     """A clip's alignment: one entry a frame, None for a frame that nothing ties to the scene or that has no depth.
 
-    segment (T,): frames of one number share a scale; those of different ones do not, unless cues gave it. used,
+    segment (T,): frames of one number share a scale; those of different ones do not, unless cues gave it. cues,
     rejected (T,): cues a frame has, and those of them that disagree. scaled_by_cues: they gave the scale of every
     segment. alone: for comparison, the affine fits of frames to their own cues.
     """
@@ -66,7 +66,6 @@ class Alignment:
     cues: NDArray[np.int64]
     rejected: NDArray[np.int64]
     flicker: Flicker
-    link_spread: float
     scaled_by_cues: bool
     alone: dict[int, FrameAlignment]
 
@@ -80,6 +79,11 @@ class Alignment:
             nowhere = np.zeros_like(relative.values)
             return DepthMap(nowhere, nowhere > 0, nowhere)
         return frame.apply(relative)
+
+    @property
+    def segments(self) -> int:
+        """How many scenes were solved apart."""
+        return int(self.segment.max()) + 1
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -160,16 +164,12 @@ def solve_clip_steps(
     if not clip.fits and T_world_camera is None and flow is None:
         raise GeometryError("nothing to align by: there are no cues, no camera poses and no optical flow")
     link = _link(clip.grid, camera, T_world_camera, flow)
+    whole = Stretch(clip.values, clip.rows, link, clip.grid, clip.domain, settings)
     starts = [0, *sorted(set(cuts) - {0}), len(relative)]
     parts = []
     for first, last in pairwise(starts):
-        parts.append(
-            (
-                yield from _solve_segment(
-                    clip, link, first, last, settings, _moving(T_world_camera, first, last), flow is not None
-                )
-            )
-        )
+        moving = _moving(T_world_camera, first, last)
+        parts.append((yield from _solve_segment(clip, whole, first, last, moving, flow is not None)))
     return _alignment(clip, parts, starts)
 
 
@@ -215,23 +215,15 @@ class _Segment:
 
 
 def _solve_segment(
-    clip: ClipSamples, link: Link, first: int, last: int, settings: JointSettings, moving: bool, flowing: bool
+    clip: ClipSamples, whole: Stretch, first: int, last: int, moving: bool, flowing: bool
 ) -> Steps[_Segment]:
-    cues = {i - first: rows for i, rows in clip.rows.items() if first <= i < last}
     own = {i - first: _theta_of(fit, clip.range) for i, fit in clip.fits.items() if first <= i < last}
     known = np.zeros((last - first, 2), bool)
     for i in own:
         fit = clip.fits[i + first]
         enough = int(fit.inliers.sum()) >= LEAST_CUES
         known[i] = True, enough and fit.determined == "scale and shift"
-    stretch = Stretch(
-        clip.values[first:last],
-        cues,
-        lambda i, j, a, b, hidden, every: link(i + first, j + first, a, b, hidden, every),
-        clip.grid,
-        clip.domain,
-        settings,
-    )
+    stretch = whole.part(first, last)
     sure = {i: own[i] for i in np.flatnonzero(known[:, 1]).tolist()} or own
     start, tied = start_values(stretch, sure)
     if flowing and not own:  # flow knows nothing of depth that changes: a frame's own contrast is the better start
@@ -239,7 +231,7 @@ def _solve_segment(
     if moving and not own:
         start = scale_from_parallax(stretch, start)
         known[:] = True
-    stretch = replace(stretch, y_unit=_typical_y(stretch, start))
+    stretch = replace(stretch, y_unit=typical_y(stretch, start, _some(stretch)))
     alone = start.copy()
     for i in range(len(alone)):
         alone[i, :2] = own.get(i, assumed(stretch, i))
@@ -266,18 +258,6 @@ def _some(stretch: Stretch) -> range:
     return range(0, len(stretch), max(1, len(stretch) // 100))
 
 
-def _typical_y(stretch: Stretch, theta: Array) -> float:
-    """Median over frames of |y|: the unit that shifts are compared with; 1 in log depth."""
-    if stretch.domain == "log_depth":
-        return 1.0
-    y = [
-        np.exp(theta[i, 0]) * np.nanmedian(v) + theta[i, 1]
-        for i in _some(stretch)
-        if np.isfinite(v := stretch.values[i]).any()
-    ]
-    return float(max(np.median(np.abs(y)), 1e-12))
-
-
 def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -> Alignment:
     frames: list[FrameAlignment | None] = []
     before: list[Array] = []
@@ -286,7 +266,7 @@ def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -
         first, T = starts[number], len(segment.stretch)
         coarse = [_frame(clip, segment, i, first + i) for i in range(T)]
         fine = sharpened(
-            coarse, {i: _on_depth(clip, f, first + i) for i, f in enumerate(coarse) if f and first + i in clip.fits}
+            coarse, {i: _seen(clip, f, first + i) for i, f in enumerate(coarse) if f and first + i in clip.fits}
         )
         frames += fine
         alone = [segment.stretch.surface(i, segment.alone[i]) for i in range(T)]
@@ -303,7 +283,6 @@ def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -
         np.array([len(clip.used.get(i, ())) for i in range(count)]),
         np.array([0 if (f := frames[i]) is None else f.fit.rejected for i in range(count)]),
         Flicker(np.concatenate(before)[:-1], np.concatenate(after)[:-1]),
-        float(np.median([s.solution.spread for s in segments])),
         all(any(starts[k] <= i < starts[k + 1] for i in clip.fits) for k in range(len(segments))),
         {i: FrameAlignment(fit, None, fit.residual_sigma) for i, fit in clip.fits.items()},
     )
@@ -319,32 +298,42 @@ def _frame(clip: ClipSamples, segment: _Segment, i: int, position: int) -> Frame
         float(theta[1]),
         _of_scale(segment.solution.covariance[i], theta) * CORRELATED[clip.domain],
     )
-    own = clip.fits.get(position)
-    inliers, spread = np.zeros(len(clip.cues.get(position, NO_CUES)), bool), segment.solution.spread / np.sqrt(2)
-    if own is not None:
-        inliers, spread = _agreeing(clip, segment, i, position)
     log_z = log_depth(stretch.values[i], theta, clip.domain)
     deepest = float(np.exp(np.nanpercentile(log_z, 98))) if np.isfinite(log_z).any() else np.inf
-    fit = AffineFit(
-        scale,
-        shift,
-        clip.domain,
-        covariance,
-        spread,
-        inliers,
-        "scale and shift" if own is None else own.determined,
-        FAR_FACTOR * deepest if own is None else max(own.max_depth, FAR_FACTOR * deepest),
-        np.nan if own is None else own.span,
-        int((~inliers[clip.used[position]]).sum()) if own is not None else 0,
-        "aligned to other frames" if own is None else own.verdict,
-    )
+    far = FAR_FACTOR * deepest
+    own = clip.fits.get(position)
+    if own is None:
+        inliers, spread = np.zeros(len(clip.cues.get(position, NO_CUES)), bool), segment.solution.spread / np.sqrt(2)
+        fit = AffineFit(
+            scale,
+            shift,
+            clip.domain,
+            covariance,
+            spread,
+            inliers,
+            "scale and shift",
+            far,
+            verdict="aligned to other frames",
+        )
+    else:
+        inliers, spread = _agreeing(clip, segment, i, position)
+        fit = replace(
+            own,
+            scale=scale,
+            shift=shift,
+            covariance=covariance,
+            residual_sigma=spread,
+            inliers=inliers,
+            max_depth=max(own.max_depth, far),
+            rejected=int((~inliers[clip.used[position]]).sum()),
+        )
     return FrameAlignment(fit, _field(clip.grid, theta, segment.solution.node_sigma[i]), spread)
 
 
 def _agreeing(clip: ClipSamples, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:
     """Which of a frame's cues (N,) agree with its alignment, and the spread of the log residuals."""
-    v, own = clip.at_cues[position], clip.cues[position].select(clip.used[position])
-    rows = cue_rows(clip.range.normalised(v), own, clip.grid, most=len(v))
+    v = clip.at_cues[position]
+    rows = cue_rows(clip.range.normalised(v), clip.cues_on_depth(position), clip.grid, most=len(v))
     r, _, w = cue_residuals(segment.stretch, rows, segment.solution.theta[i])
     inliers = np.zeros(len(clip.cues[position]), bool)
     inliers[clip.used[position]] = w > 0
@@ -363,10 +352,9 @@ def _field(grid: SampleGrid, theta: Array, sigma: Array) -> ScaleField | None:
     return ScaleField(theta[2:].reshape(grid.nodes), sigma.reshape(grid.nodes).astype(float), grid.width, grid.height)
 
 
-def _on_depth(clip: ClipSamples, frame: FrameAlignment, position: int) -> tuple[Float32, SparseCues, NDArray[np.bool_]]:
+def _seen(clip: ClipSamples, frame: FrameAlignment, position: int) -> tuple[Float32, SparseCues, NDArray[np.bool_]]:
     """The values (M,) of a frame's map at those of its cues that lie on depth, these cues, and which of them agree."""
-    used = clip.used[position]
-    return clip.at_cues[position], clip.cues[position].select(used), frame.fit.inliers[used]
+    return clip.at_cues[position], clip.cues_on_depth(position), frame.fit.inliers[clip.used[position]]
 
 
 def _surface(clip: ClipSamples, frame: FrameAlignment, position: int) -> Surface:

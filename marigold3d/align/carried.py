@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
-from ..camera import project, unproject
+from ..camera import on_image, unproject
 from ..rigid import inverse, transform
 from ..types import Array, Intrinsics, SparseCues
+from .cue_arrays import joined, thinned
 
 REACH = 12  # frames to either side; farther ones see other things, and the poses' errors grow
 POSE_SHARE = 0.02  # of the depth: what the way between two frames adds to a cue's deviation
@@ -24,23 +24,16 @@ def carried_around(cues: Mapping[int, SparseCues], T_world_camera: Array, camera
     """
     out: dict[int, list[SparseCues]] = {}
     for source, own in cues.items():
-        some = own if len(own) <= MOST else own.select(np.linspace(0, len(own) - 1, MOST).astype(np.intp))
+        some = thinned(own, MOST)
         sigma = 0.01 * some.depth if some.sigma is None else some.sigma
         points = transform(T_world_camera[source], unproject(some.uv, some.depth, camera))
         for frame in range(max(0, source - REACH), min(len(T_world_camera), source + REACH + 1)):
             if frame == source or not len(some):
                 continue
             here = transform(inverse(T_world_camera[frame]), points)
-            uv, z = project(here, camera), here[:, 2]
-            with np.errstate(invalid="ignore"):
-                seen = (z > 0.05 * some.depth) & (uv > 0).all(1) & (uv < (camera.width, camera.height)).all(1)
+            uv, inside = on_image(here, camera)
+            z = here[:, 2]
+            seen = inside & (z > 0.05 * some.depth)
             away = np.hypot(sigma[seen], POSE_SHARE * z[seen])
             out.setdefault(frame, []).append(SparseCues(uv[seen], z[seen], away, own.source))
-    return {frame: _joined(parts) for frame, parts in out.items()}
-
-
-def _joined(parts: list[SparseCues]) -> SparseCues:
-    sigma = np.concatenate([np.zeros(0) if c.sigma is None else c.sigma for c in parts])
-    uv, depth = np.concatenate([c.uv for c in parts]), np.concatenate([c.depth for c in parts])
-    both = replace(parts[0], uv=uv, depth=depth, sigma=sigma)
-    return both if len(both) <= 2 * MOST else both.select(np.linspace(0, len(both) - 1, 2 * MOST).astype(np.intp))
+    return {frame: thinned(joined(parts), 2 * MOST) for frame, parts in out.items()}

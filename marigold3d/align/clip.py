@@ -13,15 +13,15 @@ from ..config import AlignConfig
 from ..errors import GeometryError
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
-from .affine import UNSTATED_SIGMA
 from .alignment import Alignment, solve_clip_steps
 from .carried import carried_around
+from .cue_arrays import joined
 from .flow import FlowBetween
 from .frame import FrameAlignment
-from .held_out import HeldOut, held_out_points
+from .held_out import GatheredCues, HeldOut
 from .joint import JointSettings
 from .samples import sample
-from .sources import CueSource, FrameCues
+from .sources import CueSource
 
 
 @dataclass
@@ -56,7 +56,7 @@ class AlignmentReport:
     def as_dict(self) -> dict[str, object]:
         return {
             "verdicts": self.alignment.verdicts,
-            "segments": int(self.alignment.segment.max()) + 1,
+            "segments": self.alignment.segments,
             "sources": {name: s.as_dict() for name, s in self.sources.items()},
             "held_out_affine": self.affine.report(),
             "held_out": self.aligned.report(),
@@ -85,7 +85,7 @@ def align_clip(
     if len(positions) == 0:
         raise GeometryError("no frame has a camera pose, so nothing can be aligned")
     poses = None if T_world_camera is None else T_world_camera[positions]
-    gathered = [_Gathered.of(s, positions, poses, config.held_out) for s in sources]
+    gathered = [GatheredCues.of(s, positions, poses, config.held_out) for s in sources]
     if poses is not None and camera is not None and np.ptp(poses[:, :3, 3], axis=0).max() > 0:
         gathered += [c for s, g in zip(sources, gathered, strict=True) if (c := _carried(s, g, poses, camera))]
     cues = {i: joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
@@ -127,34 +127,14 @@ class _At:
         return self.relative(int(self.positions[i]))
 
 
-@dataclass(frozen=True, eq=False)
-class _Gathered:
-    """One source's cues of every frame: those the solve may see, and those held out."""
-
-    name: str
-    kept: list[SparseCues]
-    held: list[SparseCues]
-
-    @classmethod
-    def of(cls, source: CueSource, positions: NDArray[np.int64], poses: Array | None, share: float) -> _Gathered:
-        made = isinstance(source, FrameCues) and not source.measured
-        held = held_out_points(source.count, 0.0 if made else share)
-        kept_cues, held_cues = [], []
-        for i, position in enumerate(positions.tolist()):
-            cues, ids = source.cues(position, np.eye(4) if poses is None else poses[i])
-            kept_cues.append(cues.select(~held[ids]))
-            held_cues.append(cues.select(held[ids]))
-        return cls(source.name, kept_cues, held_cues)
-
-
-def _carried(source: CueSource, gathered: _Gathered, poses: Array, camera: Intrinsics) -> _Gathered | None:
+def _carried(source: CueSource, gathered: GatheredCues, poses: Array, camera: Intrinsics) -> GatheredCues | None:
     """What single frames measured, for the frames around them; None for points that every frame sees anyway."""
     if not source.of_single_frames:
         return None
     around = carried_around({i: c for i, c in enumerate(gathered.kept) if len(c)}, poses, camera)
     nothing = SparseCues.empty()
     kept = [around.get(i, nothing) for i in range(len(poses))]
-    return _Gathered(f"{gathered.name}, carried to other frames", kept, [nothing] * len(poses))
+    return GatheredCues(f"{gathered.name}, carried to other frames", kept, [nothing] * len(poses))
 
 
 def _count(
@@ -163,7 +143,7 @@ def _count(
     alone: FrameAlignment | None,
     relative: RelativeDepth,
     i: int,
-    gathered: list[_Gathered],
+    gathered: list[GatheredCues],
 ) -> None:
     """Add a frame's cues, used, rejected and held out, to the report."""
     first = 0
@@ -181,15 +161,3 @@ def _count(
             report.aligned.add(estimate, held.depth)
             if alone is not None:
                 report.affine.add(alone.depth_at(relative, held.uv), held.depth)
-
-
-def joined(parts: Sequence[SparseCues]) -> SparseCues:
-    """All cues of a frame, in the order of their sources."""
-    parts = parts or [SparseCues.empty()]
-    sigma = [UNSTATED_SIGMA * c.depth if c.sigma is None else c.sigma for c in parts]
-    return SparseCues(
-        np.concatenate([c.uv for c in parts]),
-        np.concatenate([c.depth for c in parts]),
-        np.concatenate(sigma),
-        ", ".join(c.source for c in parts if len(c)),
-    )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import GeometryError, UsageError
 from ..progress import Progress, Steps
 from ..types import Domain, RelativeDepth, SparseCues
-from .affine import UNSTATED_SIGMA, AffineFit, fit_affine
+from .affine import AffineFit, fit_affine
+from .cue_arrays import sigma_shares
 from .grid import Float32, SampleGrid, ValueRange
 from .joint import CueRows, JointSettings
 from .samples import sample
@@ -44,6 +45,10 @@ class ClipSamples:
     grid: SampleGrid
     range: ValueRange
     domain: Domain
+
+    def cues_on_depth(self, position: int) -> SparseCues:
+        """The frame's M cues that lie on depth, whose values `at_cues` holds."""
+        return self.cues[position].select(self.used[position])
 
 
 def read_clip(relative: Maps, cues: Mapping[int, SparseCues], settings: JointSettings) -> Steps[ClipSamples]:
@@ -90,6 +95,6 @@ def _frames_of_samples(frames: int, samples: int) -> Float32:
 def cue_rows(v: Float32, cues: SparseCues, grid: SampleGrid, most: int = MOST_CUES) -> CueRows:
     """Cues as the solve takes them, at most so many."""
     pick = np.linspace(0, len(v) - 1, min(most, len(v))).astype(np.intp)
-    sigma = np.full(len(pick), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma[pick] / cues.depth[pick]
+    sigma = sigma_shares(cues)[pick]
     log_z = np.log(cues.depth[pick]).astype(np.float32)
     return CueRows(v[pick], log_z, sigma.astype(np.float32), grid.basis_at(cues.uv[pick]), len(v) / max(len(pick), 1))

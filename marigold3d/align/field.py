@@ -141,6 +141,11 @@ def _cell(x: Array, nodes: int) -> tuple[NDArray[np.int64], Array]:
 @lru_cache(maxsize=8)
 def _prior(shape: tuple[int, int], step_sigma: float = STEP_SIGMA) -> Array:
     """(R*C, R*C) precision of the smoothness and the node prior."""
+    return differences(shape) / step_sigma**2 + np.eye(shape[0] * shape[1]) / NODE_SIGMA**2
+
+
+def differences(shape: tuple[int, int]) -> Array:
+    """(R*C, R*C) D^T D of the differences D between adjacent nodes."""
     index = np.arange(shape[0] * shape[1]).reshape(shape)
     pairs = np.concatenate(
         [
@@ -151,4 +156,4 @@ def _prior(shape: tuple[int, int], step_sigma: float = STEP_SIGMA) -> Array:
     D = np.zeros((len(pairs), index.size))
     D[np.arange(len(pairs)), pairs[:, 0]] = 1
     D[np.arange(len(pairs)), pairs[:, 1]] = -1
-    return D.T @ D / step_sigma**2 + np.eye(index.size) / NODE_SIGMA**2
+    return D.T @ D

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..types import Array, DepthMap, RelativeDepth, SparseCues
 from .affine import AffineFit, fit_affine
+from .cue_arrays import sigma_shares
 from .field import ScaleField, fit_field, grid_shape
 from .robust import mad
 from .samples import sample
@@ -57,11 +58,10 @@ def fit_frame(relative: RelativeDepth, cues: SparseCues, *, field: bool = True, 
         return FrameAlignment(fit, None, fit.residual_sigma)
     height, width = relative.values.shape
     ratio = np.log(cues.depth[usable] / z[usable])
-    sigma = np.full(len(ratio), 0.02) if cues.sigma is None else cues.sigma[usable] / cues.depth[usable]
     bend = fit_field(
         cues.uv[usable],
         ratio,
-        sigma,
+        sigma_shares(cues)[usable],
         width,
         height,
         grid_shape(width, height, columns),

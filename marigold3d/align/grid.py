@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from ..types import Array, Domain, RelativeDepth
 from .field import basis, grid_shape
 
-LEAST_Y = 0.02  # a shifted value under this share of the clip's typical one has no usable depth
-
 Float32 = NDArray[np.float32]
 
 
@@ -98,16 +96,6 @@ class SampleGrid:
         if self.unknowns == 2:
             return np.zeros((len(uv), 0), np.float32)
         return np.asarray(basis(uv, self.width, self.height, self.nodes).toarray(), np.float32)
-
-    @cached_property
-    def differences(self) -> Array:
-        """(R*C, R*C) D^T D of the differences D between adjacent nodes."""
-        index = np.arange(self.unknowns - 2).reshape(self.nodes)
-        pairs = [(a.ravel(), b.ravel()) for a, b in ((index[1:], index[:-1]), (index[:, 1:], index[:, :-1]))]
-        first, second = np.concatenate(pairs, axis=1)
-        D = np.zeros((len(first), index.size))
-        D[np.arange(len(first)), first], D[np.arange(len(first)), second] = 1, -1
-        return D.T @ D
 
     def samples(self, relative: RelativeDepth) -> Float32:
         """(N,) relative values; NaN where there is no estimate."""

@@ -39,7 +39,8 @@ from ..depth.images import check_rgb, resized
 from ..depth.marigold import MarigoldEstimator
 from ..errors import GeometryError, ModelError, UsageError
 from ..types import Array, DepthMap, Domain, FloatImage, RelativeDepth, SparseCues
-from .affine import UNSTATED_SIGMA, AffineFit, fit_affine
+from .affine import AffineFit, fit_affine
+from .cue_arrays import sigma_shares
 from .domains import dy_dz, to_domain
 from .robust import mad
 from .samples import sample
@@ -411,7 +412,7 @@ def _refitted(
     if fit.determined == "scale only" or after.mean() > before.mean():
         fit, after = guided, before
     # A residual cannot show that the depth is better known than the cue it was measured against.
-    stated = UNSTATED_SIGMA if kept.sigma is None else float(np.median(kept.sigma / kept.depth))
+    stated = float(np.median(sigma_shares(kept)))
     spread = float(np.hypot(mad(after), stated))
     fit = replace(fit, inliers=trusted, residual_sigma=spread)
     return _Member(relative, fit, (float(before.mean()), float(after.mean())))

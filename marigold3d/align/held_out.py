@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Array
+from ..types import Array, SparseCues
+from .sources import CueSource, FrameCues
 
 LEAST_POINTS = 50  # a source of fewer keeps them all: they are worth more as cues
 
@@ -46,3 +47,24 @@ def held_out_points(count: int, share: float) -> NDArray[np.bool_]:
     if count < LEAST_POINTS:
         return np.zeros(count, bool)
     return np.random.default_rng(0).random(count) < share
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredCues:
+    """One source's cues of every frame: those the solve may see, and those held out."""
+
+    name: str
+    kept: list[SparseCues]
+    held: list[SparseCues]
+
+    @classmethod
+    def of(cls, source: CueSource, positions: NDArray[np.int64], poses: Array | None, share: float) -> GatheredCues:
+        """Of the frames at positions (P,) with poses (P, 4, 4), where there are any."""
+        made = isinstance(source, FrameCues) and not source.measured
+        held = held_out_points(source.count, 0.0 if made else share)
+        kept_cues, held_cues = [], []
+        for i, position in enumerate(positions.tolist()):
+            cues, ids = source.cues(position, np.eye(4) if poses is None else poses[i])
+            kept_cues.append(cues.select(~held[ids]))
+            held_cues.append(cues.select(held[ids]))
+        return cls(source.name, kept_cues, held_cues)

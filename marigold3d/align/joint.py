@@ -20,13 +20,15 @@ links would outvote every cue and the covariances would claim too much.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Array, Domain
 from .blocks import BlockSystem
+from .field import differences
 from .grid import Float32, SampleGrid, log_depth, slopes
 from .links import Residuals, Surface
 from .robust import huber, mad, tukey
@@ -38,6 +40,7 @@ None when nothing ties them."""
 
 LEAST_NOISE = 0.5  # share of a link's residuals that at least counts as noise
 LEAST_SAMPLES = 20  # a link of fewer says nothing
+LEAST_Y = 0.02  # a shifted value under this share of the clip's typical one has no usable depth
 THIN = 7  # H is made of every 7th residual: 30 unknowns need no more, and g has them all
 
 
@@ -110,7 +113,24 @@ class Stretch:
 
     @property
     def least_y(self) -> float:
-        return 0.02 * self.y_unit
+        return LEAST_Y * self.y_unit
+
+    @cached_property
+    def field_prior(self) -> Array:
+        """(R*C, R*C) precision of the field's smoothness and of its nodes."""
+        nodes, settings = self.grid.nodes, self.settings
+        return differences(nodes) / settings.node_difference**2 + np.eye(nodes[0] * nodes[1]) / settings.node_sigma**2
+
+    def part(self, first: int, last: int) -> Stretch:
+        """Frames first..last-1 as a stretch of their own."""
+        if (first, last) == (0, len(self)):
+            return self
+        return replace(
+            self,
+            values=self.values[first:last],
+            cues={i - first: c for i, c in self.cues.items() if first <= i < last},
+            link=lambda i, j, a, b, hidden, every: self.link(i + first, j + first, a, b, hidden, every),
+        )
 
     def jacobian(self, position: int, theta: Array, samples: NDArray[np.intp]) -> Float32:
         """(M, p) derivative of the frame's log depth at some samples that have one, by the frame's unknowns."""
@@ -124,15 +144,6 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class LinkStatistics:
-    """Over the links of one evaluation: their robust spreads (P,) and median residuals (P,), and the pairs behind."""
-
-    pairs: list[Pair]
-    spread: Array
-    median: Array
-
-
-@dataclass(frozen=True, eq=False)
 class _LinkTerm:
     pair: Pair
     cross: Array  # (p, p)
@@ -143,13 +154,12 @@ class _LinkTerm:
     source_pull: Array  # (2,) what enters g for scale and shift
     target_pull: Array
     spread: float
-    median: float
 
 
 def assemble(
     stretch: Stretch, theta: Array, spread: float, redescending: bool, every: int = 1, before: int | None = None
-) -> tuple[BlockSystem, LinkStatistics]:
-    """Normal equations H dx = g at theta (T, p), and what the links said.
+) -> tuple[BlockSystem, Array]:
+    """Normal equations H dx = g at theta (T, p), and the robust spreads (P,) of the links.
 
     spread: the links' common standard deviation. redescending: Tukey's weights for links (Huber's while the frames are
     still far off). every: link only every n-th sample. before: only terms that touch a frame before this one.
@@ -159,7 +169,7 @@ def assemble(
     weight, right = np.zeros((T, N), np.float32), np.zeros((T, N), np.float32)
     pull = np.zeros((T, 2))
     pairs = [pair for pair in stretch.pairs() if before is None or pair[0] < before]
-    statistics: list[tuple[Pair, float, float]] = []
+    spreads: list[float] = []
     for term in _link_terms(stretch, theta, pairs, spread, redescending, every):
         i, j = term.pair
         weight[i] += term.source_weight
@@ -169,15 +179,14 @@ def assemble(
         pull[i] += term.source_pull
         pull[j] += term.target_pull
         _add(system, stretch, i, j, term.cross)
-        statistics.append((term.pair, term.spread, term.median))
+        spreads.append(term.spread)
     for i in range(T):
         own = before is None or i < before
         H, g = _frame_terms(stretch, i, theta[i], weight[i], right[i], own, redescending)
         g[:2] += pull[i]
         _add(system, stretch, i, i, H, g)
     _add_smoothness(system, stretch, theta, before)
-    found = LinkStatistics([s[0] for s in statistics], *(np.array([s[k] for s in statistics]) for k in (1, 2)))
-    return system, found
+    return system, np.array(spreads)
 
 
 def _frame_terms(
@@ -190,12 +199,9 @@ def _frame_terms(
     g = np.concatenate([np.zeros(2), right @ stretch.grid.basis]).astype(float)  # of scale and shift: the module's text
     if not own:
         return H, g
-    settings = stretch.settings
     if theta.size > 2:
-        prior = stretch.grid.differences / settings.node_difference**2
-        prior = prior + np.eye(len(prior)) / settings.node_sigma**2
-        H[2:, 2:] += prior
-        g[2:] -= prior @ theta[2:]
+        H[2:, 2:] += stretch.field_prior
+        g[2:] -= stretch.field_prior @ theta[2:]
     cues = stretch.cues.get(i)
     if cues is not None:
         r, rows, w = cue_residuals(stretch, cues, theta, redescending)
@@ -264,7 +270,6 @@ def _link_term(
         np.array([-(wg * r) @ d for d in slopes(v_i[found.source], theta[i], stretch.domain, -half)]),
         np.array([(w * r) @ d for d in slopes(v_j[found.target], theta[j], stretch.domain, half)]),
         own,
-        float(np.median(r[::3])),
     )
 
 

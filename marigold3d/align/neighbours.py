@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..camera import pixel_grid, project, unproject
+from ..camera import on_image, pixel_grid, unproject
 from ..rigid import inverse, transform
 from ..types import Array, DepthMap, Intrinsics, SparseCues
 
@@ -22,9 +22,7 @@ def carried_cues(neighbour: DepthMap, T_world_neighbour: Array, T_world_frame: A
     good = neighbour.valid[rows, columns]
     z = neighbour.depth[rows, columns][good].astype(float)
     points = transform(inverse(T_world_frame) @ T_world_neighbour, unproject(uv[good], z, camera))
-    seen = project(points, camera)
-    with np.errstate(invalid="ignore"):
-        inside = (points[:, 2] > 0) & (seen > 0).all(1) & (seen < (camera.width, camera.height)).all(1)
+    seen, inside = on_image(points, camera)
     sigma = np.full(len(z), 0.03) * z
     if neighbour.sigma is not None:
         sigma = np.maximum(neighbour.sigma[rows, columns][good], 0.01 * z)

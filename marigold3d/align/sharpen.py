@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import SparseCues
-from .affine import UNSTATED_SIGMA
+from .cue_arrays import sigma_shares
 from .field import ScaleField, fit_field, grid_shape
 from .frame import FIELD_MIN_CUES, FrameAlignment
 from .robust import mad
@@ -58,12 +58,11 @@ def _bend(
     base = _on_fine_grid(coarse, columns)
     z = frame.fit.depth(v).astype(float) * np.exp(base.at(cues.uv))
     good = np.isfinite(z)
-    share = np.full(len(cues), UNSTATED_SIGMA) if cues.sigma is None else cues.sigma / cues.depth
     ratio = np.log(cues.depth[good] / z[good])
     bend = fit_field(
         cues.uv[good],
         ratio,
-        share[good],
+        sigma_shares(cues)[good],
         coarse.width,
         coarse.height,
         base.nodes.shape,

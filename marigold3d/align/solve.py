@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..types import Array, Domain
 from .blocks import BlockFactor, BlockSystem, eliminate_before, factorise, solve_constrained
 from .domains import to_domain
 from .grid import Float32, log_depth
-from .joint import LEAST_SAMPLES, LinkStatistics, Pair, Stretch, assemble
+from .joint import LEAST_SAMPLES, Pair, Stretch, assemble
 from .links import Surface
 from .robust import huber, mad
 
@@ -49,13 +50,12 @@ class Seam:
 @dataclass(frozen=True, eq=False)
 class Solution:
     """theta (T, p); covariance (T, 2, 2) of log scale and shift; node_sigma (T, p - 2) of the field; the links' spread
-    in log depth; the root mean square of the last step."""
+    in log depth."""
 
     theta: Array
     covariance: Array
     node_sigma: Array
     spread: float
-    moved: float
 
 
 def solve_stretch(
@@ -73,12 +73,12 @@ def solve_stretch(
     while True:
         last = first + window_blocks * D
         last = T if last + OVERLAP_BLOCKS * D >= T else last
-        window = _part(stretch, first, last)
+        window = stretch.part(first, last)
         solved = yield from _solve_window(window, theta[first:last], np.asarray(~known[:last].any(0)), seam, first)
         theta[first:last] = solved.theta
         covariance[first:last], node_sigma[first:last] = solved.covariance, solved.node_sigma
         if last == T:
-            return Solution(theta, covariance, node_sigma, solved.spread, solved.moved)
+            return Solution(theta, covariance, node_sigma, solved.spread)
         step = (window_blocks - OVERLAP_BLOCKS) * D
         seam = _seam(window, solved, seam, step)
         first += step
@@ -94,22 +94,23 @@ def _solve_window(stretch: Stretch, start: Array, gauge: BoolArray, seam: Seam |
         last = done == len(ROUNDS)
         if settled and not last:
             continue
-        system, links = assemble(stretch, theta, spread, loss == "tukey", every)
+        system, spreads = assemble(stretch, theta, spread, loss == "tukey", every)
         if seam is not None:
             _join(system, seam, theta, stretch)
         with threadpool_limits(1, "blas"):  # two threads are slower on blocks of this size
             factor = factorise(_damped(system, stretch))
             step = solve_constrained(factor, system.right, _constraints(stretch, theta, gauge, held))
-        if steady is not None and _common_spread(links, stretch) > RISE * steady[0]:
+        now = _common_spread(spreads, stretch)
+        if steady is not None and now > RISE * steady[0]:
             theta = steady[1]  # the frames agree less than before: the step before this one was no good
             break
         if loss == "tukey":
-            steady = _common_spread(links, stretch), theta
+            steady = now, theta
         theta, moved = _moved(stretch, theta, np.concatenate(step).reshape(theta.shape))
-        spread = _common_spread(links, stretch)
+        spread = now
         settled = loss == "tukey" and moved < CONVERGED
         yield Progress("solve", first + round(len(stretch) * done / len(ROUNDS)), first + len(stretch))
-    return Solution(theta, *_covariances(factor, stretch), spread, moved)
+    return Solution(theta, *_covariances(factor, stretch), spread)
 
 
 def _moved(stretch: Stretch, theta: Array, step: Array) -> tuple[Array, float]:
@@ -144,13 +145,13 @@ def _spread_at(stretch: Stretch, theta: Array) -> float:
         link = stretch.link(i, j, stretch.surface(i, theta[i]), stretch.surface(j, theta[j]), np.inf, 7)
         if link is not None and len(link.residual) >= LEAST_SAMPLES:
             found.append(mad(link.residual))
-    return float(np.clip(np.median(found), stretch.settings.link_floor, WIDEST_SPREAD)) if found else WIDEST_SPREAD
+    return _common_spread(np.array(found), stretch)
 
 
-def _common_spread(links: LinkStatistics, stretch: Stretch) -> float:
-    if not len(links.pairs):
+def _common_spread(spreads: Array, stretch: Stretch) -> float:
+    if not len(spreads):
         return WIDEST_SPREAD
-    return float(np.clip(np.median(links.spread), stretch.settings.link_floor, WIDEST_SPREAD))
+    return float(np.clip(np.median(spreads), stretch.settings.link_floor, WIDEST_SPREAD))
 
 
 def _constraints(stretch: Stretch, theta: Array, gauge: BoolArray, held: int) -> list[Array]:
@@ -180,19 +181,6 @@ def _covariances(factor: BlockFactor, stretch: Stretch) -> tuple[Array, Array]:
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------
-
-
-def _part(stretch: Stretch, first: int, last: int) -> Stretch:
-    """Frames first..last-1 as a stretch of their own."""
-    if (first, last) == (0, len(stretch)):
-        return stretch
-    link = stretch.link
-    return replace(
-        stretch,
-        values=np.stack([stretch.values[i] for i in range(first, last)]),
-        cues={i - first: c for i, c in stretch.cues.items() if first <= i < last},
-        link=lambda i, j, a, b, hidden, every: link(i + first, j + first, a, b, hidden, every),
-    )
 
 
 def _seam(window: Stretch, solved: Solution, before: Seam | None, step: int) -> Seam:
@@ -226,7 +214,7 @@ def start_values(stretch: Stretch, known: dict[int, tuple[float, float]]) -> tup
     known = dict(known) or {_first_with_depth(stretch): assumed(stretch, _first_with_depth(stretch))}
     for i, values in known.items():
         theta[i, :2] = values
-    stretch = replace(stretch, y_unit=_unit_of(stretch, theta, list(known)))
+    stretch = replace(stretch, y_unit=typical_y(stretch, theta, known))
     waiting = deque(sorted(known))
     reached = set(waiting)
     while waiting:  # breadth first with the longest links first: few hops, since every hop adds its error
@@ -245,8 +233,8 @@ def start_values(stretch: Stretch, known: dict[int, tuple[float, float]]) -> tup
     return theta, np.isin(np.arange(T), list(reached))
 
 
-def _unit_of(stretch: Stretch, theta: Array, frames: list[int]) -> float:
-    """A typical y of some frames: what is too small to be a depth depends on the units that the cues are in."""
+def typical_y(stretch: Stretch, theta: Array, frames: Iterable[int]) -> float:
+    """Median of |y| over some frames' medians, 1 in log depth: the unit that shifts, and what is no depth, go by."""
     if stretch.domain == "log_depth":
         return 1.0
     y = [

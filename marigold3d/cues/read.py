@@ -59,7 +59,7 @@ def read_cues(spec: str, clip: ClipFrames, *, sigma: float | None = None, units:
     """
     if sigma is not None and not (np.isfinite(sigma) and sigma > 0):
         raise InputError(f"the standard deviation of cues must be a positive share of the depth, got {sigma}")
-    path, frame = _split(spec)
+    path, frame = split_spec(spec)
     if not path.exists():
         raise InputError(f"{path}: no such file of known depths; {SUPPORTED}")
     if path.is_dir():
@@ -80,7 +80,7 @@ def read_cues(spec: str, clip: ClipFrames, *, sigma: float | None = None, units:
     raise InputError(f"{path}: unknown kind of file; {SUPPORTED}")
 
 
-def _split(spec: str) -> tuple[Path, int | None]:
+def split_spec(spec: str) -> tuple[Path, int | None]:
     """Path and, after a last @, frame number; a path that exists as it stands is not split."""
     path, at, frame = spec.rpartition("@")
     if at and frame.isdecimal() and not Path(spec).exists():

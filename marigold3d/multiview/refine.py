@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..align.cue_arrays import joined
 from ..align.frame import fit_frame
 from ..align.held_out import HeldOut, held_out_points
 from ..align.neighbours import carried_cues
@@ -128,11 +129,11 @@ def refine_between(
     """
     for done, position in enumerate(positions.tolist()):
         aligned = depths.aligned(position)
-        cues = _joined(
+        around = [
             carried_cues(refined(int(keys.positions[j])), keys.T_world_camera[j], T_world_camera[position], keys.camera)
             for j in _around(keys.positions, position)
-        )
-        depths.keep(position, bend(aligned, cues))
+        ]
+        depths.keep(position, bend(aligned, joined(around)))
         yield Progress("between", done + 1, len(positions), FramePreview(position, aligned.depth))
 
 
@@ -163,12 +164,6 @@ def held_out_error(
 def _around(keyframes: NDArray[np.int64], position: int) -> list[int]:
     after = int(np.searchsorted(keyframes, position))
     return [i for i in (after - 1, after) if 0 <= i < len(keyframes)]
-
-
-def _joined(parts: Iterator[SparseCues]) -> SparseCues:
-    cues = list(parts)
-    sigma = np.concatenate([c.depth * 0.02 if c.sigma is None else c.sigma for c in cues])
-    return SparseCues(np.concatenate([c.uv for c in cues]), np.concatenate([c.depth for c in cues]), sigma, "keyframes")
 
 
 def reduced(depth: DepthMap, width: int, height: int) -> DepthMap:

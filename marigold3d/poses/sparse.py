@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..camera import project
+from ..camera import on_image
 from ..rigid import interpolate, inverse, transform
 from ..types import Array, Intrinsics, SparseCues, Units
 
@@ -67,9 +67,8 @@ class SparseModel:
         """
         ids = self.points_near(position)
         in_camera = transform(inverse(T_world_camera), self.points[ids])
-        uv, z = project(in_camera, self.camera), in_camera[:, 2]
-        with np.errstate(invalid="ignore"):
-            inside = (z > 0) & (uv > 0).all(1) & (uv < (self.camera.width, self.camera.height)).all(1)
+        uv, inside = on_image(in_camera, self.camera)
+        z = in_camera[:, 2]
         keep = inside & (self.sin_angle[ids] > MIN_SIN_ANGLE)
         sigma = z[keep] * REPROJECTION_PX / (self.camera.fx * self.sin_angle[ids][keep])
         return SparseCues(uv[keep], z[keep], sigma, "sfm"), ids[keep]

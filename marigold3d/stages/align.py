@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from ..cues import (
     read_cues,
     scale_from_measures,
 )
+from ..cues.read import split_spec
 from ..cues.world_points import WorldPoints
 from ..depth import DepthEstimator
 from ..errors import GeometryError, InputError, UsageError
@@ -43,8 +43,7 @@ DISAGREEMENT = 0.05  # of the frames about the scale, or of metric poses with me
 def check_known(config: AlignConfig) -> None:
     """Errors in what is known that can be seen before the work: files that are not there, lengths of no known form."""
     for spec in config.cues:
-        path = Path(spec)
-        if not path.exists() and not Path(spec.rpartition("@")[0]).exists():
+        if not split_spec(spec)[0].exists():
             raise InputError(f"--cues {spec}: there is no such file or folder")
     for text in config.measures:
         parse_measure(text)
@@ -71,7 +70,8 @@ def align_depth(
     estimator: DepthEstimator,
 ) -> Steps[tuple[Cameras, DepthStore]]:
     """Scene-unit depth of every posed frame, and the cameras, which cues in metres have rescaled."""
-    cues = [_read(job, spec, clip_frames(job, scan, cameras)) for spec in job.config.align.cues]
+    clip = clip_frames(job, scan, cameras)
+    cues = [_read(job, spec, clip) for spec in job.config.align.cues]
     cameras, placed = _one_scale(job, cameras, relative, cues)
     sources: list[CueSource] = [*([] if cameras.model is None else [cameras.model]), *placed]
     if job.config.align.guide:
@@ -254,6 +254,6 @@ def _warn(job: Job, report: AlignmentReport) -> None:
             job.warn(f"{name}: {source.rejected:,} of {source.used:,} cues contradict the rest and are left out")
         if not source.used:
             job.warn(f"{name}: none of its cues meets the depth of a posed frame")
-    segments = int(report.alignment.segment.max()) + 1
+    segments = report.alignment.segments
     if segments > 1:
         job.warn(f"the clip has {segments} scenes; each was aligned apart")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..align.clip import joined
-from ..align.held_out import held_out_points
+from ..align.cue_arrays import joined
+from ..align.held_out import GatheredCues
 from ..align.sources import CueSource, FrameCues
 from ..camera import pixel_grid
 from ..depth import DepthEstimator
@@ -60,18 +60,12 @@ def _cues_of_keyframes(
     cameras: Cameras, sources: Sequence[CueSource], share: float, most: int
 ) -> dict[int, SparseCues]:
     """Cues that may be seen, of evenly spread keyframes that have enough."""
-    out: dict[int, SparseCues] = {}
-    for position in cameras.keyframes.tolist():
-        parts = []
-        for source in sources:
-            cues, ids = source.cues(position, cameras.T_world_camera[position])
-            parts.append(cues.select(~held_out_points(source.count, share)[ids]))
-        every = joined(parts)
-        if len(every) >= LEAST_CUES:
-            out[position] = every
-    keep = np.unique(np.linspace(0, len(out) - 1, most).round().astype(int)) if len(out) > most else range(len(out))
-    positions = list(out)
-    return {positions[k]: out[positions[k]] for k in keep}
+    keys = cameras.keyframes
+    gathered = [GatheredCues.of(s, keys, cameras.T_world_camera[keys], share) for s in sources]
+    cues = {p: joined([g.kept[i] for g in gathered]) for i, p in enumerate(keys.tolist())}
+    enough = [p for p, c in cues.items() if len(c) >= LEAST_CUES]
+    spread = np.linspace(0, len(enough) - 1, min(most, len(enough))).round().astype(int)
+    return {enough[k]: cues[enough[k]] for k in spread}
 
 
 def _samples(depth: DepthMap) -> SparseCues:

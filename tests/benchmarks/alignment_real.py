@@ -37,6 +37,7 @@ sys.path.append(str(ROOT))  # a script sees its own folder only, the scoring sta
 
 from marigold3d.align import fit_affine, fit_frame  # noqa: E402
 from marigold3d.align.alignment import flicker, solve_clip  # noqa: E402
+from marigold3d.align.cue_arrays import joined  # noqa: E402
 from marigold3d.align.frame import FrameAlignment  # noqa: E402
 from marigold3d.align.grid import SampleGrid  # noqa: E402
 from marigold3d.align.joint import JointSettings  # noqa: E402
@@ -186,7 +187,7 @@ def affine(relative: RelativeDepth, cues: SparseCues, robust: bool) -> FrameAlig
 def joint(recording: Recording, cues: Cues, settings: JointSettings = JointSettings(), points: bool = False) -> Frames:  # noqa: B008
     """`points`: with those of structure from motion beside the cues, as `marigold3d align` has them."""
     if points:
-        cues = {i: joined(cues.get(i), recording.points.get(i)) for i in {*cues, *recording.points}}
+        cues = {i: joined([c[i] for c in (cues, recording.points) if i in c]) for i in {*cues, *recording.points}}
     return solve_clip(
         recording.maps,
         cues,
@@ -194,12 +195,6 @@ def joint(recording: Recording, cues: Cues, settings: JointSettings = JointSetti
         T_world_camera=recording.T_world_camera,
         settings=settings,
     ).frames
-
-
-def joined(*parts: SparseCues | None) -> SparseCues:
-    some = [p for p in parts if p is not None]
-    sigma = [np.full(len(p), np.nan) if p.sigma is None else p.sigma for p in some]
-    return SparseCues(*(np.concatenate(c) for c in ([p.uv for p in some], [p.depth for p in some], sigma)), "both")
 
 
 def ways(points_too: bool) -> dict[str, Way]:

@@ -17,8 +17,13 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a script sees its own folder only
+
+from tests.conftest import small_autoencoder, small_unet
 
 STEPS = {"small": 8, "large": 2}
 SIZES = {"small": [(64, 48), (256, 192)], "large": [(256, 192)]}  # width, height in pixels
@@ -29,39 +34,28 @@ def networks(size: str) -> tuple[Any, Any, int]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     if size == "large":  # the configurations of stabilityai/stable-diffusion-2, with eight input channels
+        width = 1024
         unet = UNet2DConditionModel(
             sample_size=96,
             in_channels=8,
             out_channels=4,
             block_out_channels=(320, 640, 1280, 1280),
-            cross_attention_dim=1024,
+            cross_attention_dim=width,
             attention_head_dim=(5, 10, 20, 20),
             use_linear_projection=True,
         )
-        channels, layers, groups, width = (128, 256, 512, 512), 2, 32, 1024
-    else:
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=8,
-            out_channels=4,
-            layers_per_block=1,
-            block_out_channels=(16, 32),
-            norm_num_groups=8,
-            cross_attention_dim=16,
-            attention_head_dim=8,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            layers_per_block=2,
+            norm_num_groups=32,
+            scaling_factor=0.18215,
         )
-        channels, layers, groups, width = (8, 8, 16, 16), 1, 4, 16
-    vae = AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        layers_per_block=layers,
-        norm_num_groups=groups,
-        scaling_factor=0.18215,
-    )
+    else:
+        unet, vae = small_unet(), small_autoencoder("kl")
+        width = unet.config.cross_attention_dim
     return unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), width
 
 
