@@ -27,7 +27,8 @@ HIDDEN = 0.7  # a view whose own depth is less than this share of a point's does
 BEST_ANGLE_DEG, ANGLE_WIDTH = 9.0, 1.0  # the angle that serves best alone; a factor e away costs a standard deviation
 TWIN_DEG = 0.5  # views as near to each other, seen from the scene, tell the same
 SPREAD = 0.5  # chosen views nearer to each other than this share of their angles tell partly the same
-LIKE_ANGLE, CROWDING = 0.3, 1.0  # log ratio at which angles differ; how much each chosen view of a like angle counts
+LIKE_ANGLE = 0.3  # log ratio at which angles differ
+ANGLE_CROWDING, SIDE_CROWDING = 0.5, 0.5  # how much a chosen view of like angle, or on the same side, counts
 CHUNK = 128  # candidates compared at a time, which bounds the memory
 PROBED = 64  # keyframes, at the most, by which a clip's parallax is judged
 
@@ -129,7 +130,7 @@ class MatchingViews:
         uv = project(points, self._camera)
         size = (self._camera.width, self._camera.height)
         with np.errstate(invalid="ignore"):
-            inside = np.logical_and(uv >= 0, uv < size).all(-1)
+            inside: BoolImage = np.all((uv >= 0) & (uv < size), axis=-1)
         column, row = np.moveaxis(np.where(inside[..., None], uv, 0).astype(np.intp), -1, 0)
         own = self._depth[rows[:, None], row, column]
         with np.errstate(invalid="ignore"):  # where a candidate has no depth, nothing is known to be in the way
@@ -141,22 +142,25 @@ def chosen(pairing: Pairing, count: int) -> list[int]:
     """At most `count` usable views, one after the other, each the one that adds most to those already chosen."""
     rows = pairing.usable
     angle = pairing.angle_deg[rows]
-    place = angle[:, None] * pairing.towards[rows]  # (n, 3) degrees: where the other camera is, seen from the scene
+    towards = pairing.towards[rows]
+    place = angle[:, None] * towards  # (n, 3) degrees: where the other camera is, seen from the scene
     worth = np.exp(-0.5 * (np.log(angle / BEST_ANGLE_DEG) / ANGLE_WIDTH) ** 2)
     seen = pairing.seen[rows]
     times_seen = np.zeros(seen.shape[1])
     apart = np.full(len(rows), np.inf)  # degrees to the nearest chosen view
     novelty = np.ones(len(rows))
-    crowd = np.zeros(len(rows))  # chosen views at about the same angle
+    alike, beside = np.zeros(len(rows)), np.zeros(len(rows))  # chosen views of about the same angle; on the same side
     picked: list[int] = []
     while len(picked) < count and (apart >= TWIN_DEG).any():
         share = (seen / (1 + times_seen)).mean(1)
-        best = int(np.where(apart >= TWIN_DEG, worth * share * novelty / (1 + CROWDING * crowd), -1.0).argmax())
+        gain = worth * share * novelty / (1 + ANGLE_CROWDING * alike + SIDE_CROWDING * beside)
+        best = int(np.where(apart >= TWIN_DEG, gain, -1.0).argmax())
         picked.append(best)
         times_seen += seen[best]
         distance = np.linalg.norm(place - place[best], axis=1)
         apart = np.minimum(apart, distance)
-        crowd += np.exp(-0.5 * (np.log(angle / angle[best]) / LIKE_ANGLE) ** 2)
+        beside += np.maximum(towards @ towards[best], 0)
+        alike += np.exp(-0.5 * (np.log(angle / angle[best]) / LIKE_ANGLE) ** 2)
         novelty = np.minimum(novelty, distance / (SPREAD * np.maximum(angle, angle[best])))
     return rows[picked].tolist()  # type: ignore[no-any-return]
 
