@@ -1,0 +1,184 @@
+"""Camera poses, and the focal length, brought in line with the pictures; and whether they were in line before.
+
+Textured points of every keyframe, placed by its depth map, are found in its neighbours (`matches`), and poses, focal
+length and the points' depths are adjusted until they lie where they were found (`bundle`). A share of the points takes
+no part; what does not improve those clearly is not kept.
+
+Gauge: as a whole, the path stays where it was given (mean rotation, mean of the camera centres), and the points' median
+depth stays that of the depth maps. So what was measured in the scene keeps its length, even if the path had none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..depth.device import choose_device
+from ..errors import InputError
+from ..progress import Steps
+from ..rigid import Similarity
+from ..types import Array, DepthMap, Intrinsics
+from .bundle import Prior, Seen, State, residual_of_unused, solve
+from .matches import REACH, find_matches
+from .points import CELL, Picture, Points, find_points, neighbours
+
+NEIGHBOURS = 6  # that a keyframe's points are sought in
+MOST_OBSERVATIONS = 300_000  # points are taken more sparsely beyond this
+REACHES = (REACH, 3)  # px, of the rounds of matching and solving: the second matches from better poses
+HELD_OUT = 0.2  # share of the points
+TRIMMED = 0.9  # share of the held-out residuals, the smallest, that count: the rest moves, is hidden or mistaken
+LEAST_GAIN = 0.02  # of the held-out RMS, for poses to be kept, and once more for a focal length
+LEAST_MATCHES = 30  # a keyframe
+CHECKED_KEYFRAMES, CHECKED_NEIGHBOURS = 12, 3  # of `photometric_residual`
+INCONSISTENT_PX = 0.3  # across epipolar lines, at 320 px a side: more, and the poses do not fit the pictures
+
+Grays = Sequence[NDArray[np.uint8]]
+DepthOf = Callable[[int], DepthMap]
+
+
+@dataclass(frozen=True, eq=False)
+class Adjusted:
+    """Poses (M, 4, 4) and camera: the very ones given unless `kept`; `reason` says why not.
+
+    rms and median: reprojection residual, px, of points that took no part, their depths fitted under either poses; NaN
+    if it did not come to that. matches: observations found. focal_factor: adjusted over given focal length.
+    """
+
+    T_world_camera: Array
+    camera: Intrinsics
+    kept: bool = False
+    reason: str = ""
+    rms_before_px: float = float("nan")
+    rms_after_px: float = float("nan")
+    median_before_px: float = float("nan")
+    median_after_px: float = float("nan")
+    matches: int = 0
+    focal_factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Consistency:
+    """across_px: median displacement across epipolar lines, which no depth explains; NaN without matches.
+
+    along_px: median along them, which a wrong depth makes too. `matches` of `tried` points were found in others.
+    """
+
+    across_px: float
+    along_px: float
+    matches: int
+    tried: int
+
+
+def adjust_poses(
+    grays: Grays,
+    T_world_camera: Array,
+    camera: Intrinsics,
+    depth: DepthOf,
+    *,
+    focal: bool = True,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Steps[Adjusted]:
+    """Adjust poses T_world_camera (M, 4, 4) to the keyframes' pictures `grays`, (H, W) uint8 each.
+
+    camera: of the pictures' size; depth(i): keyframe i's depth map, any size, in the poses' unit; focal: adjust the
+    focal length too, if that alone improves held-out points clearly. Raises InputError where sizes do not fit.
+    """
+    _check(grays, T_world_camera, camera)
+    given = Adjusted(T_world_camera, camera)
+    pictures = {i: Picture.of(gray) for i, gray in enumerate(grays)}
+    cell = max(CELL, int(np.sqrt(camera.width * camera.height * len(grays) * NEIGHBOURS / MOST_OBSERVATIONS)))
+    points = Points.joined([find_points(i, picture, depth(i), cell) for i, picture in pictures.items()])
+    pairs = _pairs(T_world_camera, camera, points, range(len(grays)), NEIGHBOURS)
+    where = choose_device(device)
+    start = State(T_world_camera, camera, points.inverse_depth, points.median_depth)
+    matches = yield from find_matches(pictures, points, pairs, T_world_camera, camera, where, REACHES[0])
+    given = replace(given, matches=len(matches))
+    if len(matches) < LEAST_MATCHES * max(len(grays), 1):
+        return replace(given, reason=f"too few matches between keyframes: {len(matches)}")
+    held_out = np.random.default_rng(seed).random(len(points)) < HELD_OUT
+    test = matches.of_points(held_out)  # measured from the given poses: if that favours any, it is these
+    state = solve(matches.of_points(~held_out), start, Prior(points, T_world_camera, camera, focal=False))
+    for reach in REACHES[1:]:
+        found = replace(points, inverse_depth=state.inverse_depth)
+        matches = yield from find_matches(pictures, found, pairs, state.T_world_camera, state.camera, where, reach)
+        state = solve(matches.of_points(~held_out), state, Prior(points, T_world_camera, camera, focal=False))
+    before, after = residual_of_unused(test, start), residual_of_unused(test, state)
+    if focal:
+        zoomed = solve(matches.of_points(~held_out), state, Prior(points, T_world_camera, camera, focal=True))
+        residual = residual_of_unused(test, zoomed)
+        if _clearly_less(residual, after):
+            state, after = zoomed, residual
+    medians = float(np.median(before)), float(np.median(after))
+    report = replace(given, rms_before_px=rms(before), rms_after_px=rms(after))
+    report = replace(report, median_before_px=medians[0], median_after_px=medians[1])
+    if not _clearly_less(after, before):
+        return replace(report, reason="held-out points do not fit clearly better")
+    used = np.unique(matches.of_points(~held_out).point)
+    scale = float(np.median(state.inverse_depth[used] / points.inverse_depth[used]))
+    T = carried_onto(state.T_world_camera, T_world_camera, scale)
+    return replace(report, T_world_camera=T, camera=state.camera, kept=True, focal_factor=state.camera.fx / camera.fx)
+
+
+def photometric_residual(
+    grays: Grays, T_world_camera: Array, camera: Intrinsics, depth: DepthOf, *, device: str = "cpu"
+) -> Steps[Consistency]:
+    """How far pictures disagree with poses (M, 4, 4), from a few keyframes spread over the clip; nothing is solved.
+
+    Arguments and errors as for `adjust_poses`. Poses whose across_px is above INCONSISTENT_PX need adjusting.
+    """
+    _check(grays, T_world_camera, camera)
+    chosen = np.unique(np.linspace(0, len(grays) - 1, min(CHECKED_KEYFRAMES, len(grays))).round().astype(int)).tolist()
+    pictures = {i: Picture.of(grays[i]) for i in chosen}
+    points = Points.joined([find_points(i, pictures[i], depth(i)) for i in chosen])
+    pairs = _pairs(T_world_camera, camera, points, chosen, CHECKED_NEIGHBOURS)
+    pictures |= {j: Picture.of(grays[j]) for _, others in pairs for j in others if j not in pictures}
+    matches = yield from find_matches(pictures, points, pairs, T_world_camera, camera, choose_device(device))
+    if not len(matches):
+        return Consistency(float("nan"), float("nan"), 0, matches.tried)
+    seen = Seen.of(matches, State(T_world_camera, camera, points.inverse_depth, points.median_depth))
+    line, off = seen.by_inverse_depth, seen.residual_px  # (O, 2): an epipolar line is where depth moves a point
+    line = line / np.maximum(np.linalg.norm(line, axis=1, keepdims=True), 1e-12)
+    across = np.abs(line[:, 0] * off[:, 1] - line[:, 1] * off[:, 0])
+    along = np.abs((line * off).sum(1))
+    return Consistency(float(np.median(across)), float(np.median(along)), len(matches), matches.tried)
+
+
+def carried_onto(T_world_camera: Array, target: Array, scale: float) -> Array:
+    """Poses (M, 4, 4), `scale` times as large, turned and shifted as one to be nearest to `target` (M, 4, 4).
+
+    The rotation is the one between the orientations, in the mean: unlike Umeyama's, it is determined for any path.
+    """
+    U, _, Vt = np.linalg.svd(np.einsum("nij,nkj->ik", target[:, :3, :3], T_world_camera[:, :3, :3]))
+    R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+    shift = target[:, :3, 3].mean(0) - scale * R @ T_world_camera[:, :3, 3].mean(0)
+    return Similarity(scale, R, shift).apply_to_poses(T_world_camera)
+
+
+def rms(residual_px: Array) -> float:
+    """Root mean square of the smallest residuals."""
+    smallest = np.sort(residual_px)[: int(np.ceil(TRIMMED * len(residual_px)))]
+    return float(np.sqrt(np.mean(smallest**2)))
+
+
+def _clearly_less(residual_px: Array, other_px: Array) -> bool:
+    return bool(rms(residual_px) < (1 - LEAST_GAIN) * rms(other_px))
+
+
+def _pairs(
+    T: Array, camera: Intrinsics, points: Points, anchors: Sequence[int], count: int
+) -> list[tuple[int, list[int]]]:
+    """Each anchor that has points, with the neighbours they are sought in."""
+    own = {i: points.inverse_depth[points.frame == i] for i in anchors}
+    return [(i, neighbours(T, camera, float(1 / np.median(o)), i, count)) for i, o in own.items() if len(o)]
+
+
+def _check(grays: Grays, T_world_camera: Array, camera: Intrinsics) -> None:
+    if T_world_camera.shape != (len(grays), 4, 4):
+        raise InputError(f"{len(grays)} pictures need as many poses (M, 4, 4), got {T_world_camera.shape}")
+    for gray in grays:
+        if gray.shape != (camera.height, camera.width):
+            raise InputError(f"pictures are {gray.shape}, the camera is of {(camera.height, camera.width)}: scale it")
