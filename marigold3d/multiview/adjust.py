@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,17 @@ from ..progress import Steps
 from ..rigid import Similarity
 from ..types import Array, DepthMap, Intrinsics
 from .bundle import Prior, Seen, State, residual_of_unused, solve
-from .matches import REACH, find_matches
+from .matches import Matches, find_matches
 from .points import CELL, Picture, Points, find_points, neighbours
 
 NEIGHBOURS = 6  # that a keyframe's points are sought in
-MOST_OBSERVATIONS = 300_000  # points are taken more sparsely beyond this
-REACHES = (REACH, 3)  # px, of the rounds of matching and solving: the second matches from better poses
+MOST_OBSERVATIONS = 200_000  # points are taken more sparsely beyond this
+MOST_ROUNDS = 5  # of matching and solving: later ones match from better poses
+SETTLED_PX = 0.5  # median distance of matches from where they were expected that makes a round the last
 HELD_OUT = 0.2  # share of the points
 TRIMMED = 0.9  # share of the held-out residuals, the smallest, that count: the rest moves, is hidden or mistaken
-LEAST_GAIN = 0.02  # of the held-out RMS, for poses to be kept, and once more for a focal length
+LEAST_GAIN = 0.02  # of the held-out RMS, for anything to be kept ...
+LEAST_FOCAL_GAIN = 0.005  # ... and for the focal length: poses make up for most of its error, but not for all
 LEAST_MATCHES = 30  # a keyframe
 CHECKED_KEYFRAMES, CHECKED_NEIGHBOURS = 12, 3  # of `photometric_residual`
 INCONSISTENT_PX = 0.3  # across epipolar lines, at 320 px a side: more, and the poses do not fit the pictures
@@ -93,34 +96,55 @@ def adjust_poses(
     cell = max(CELL, int(np.sqrt(camera.width * camera.height * len(grays) * NEIGHBOURS / MOST_OBSERVATIONS)))
     points = Points.joined([find_points(i, picture, depth(i), cell) for i, picture in pictures.items()])
     pairs = _pairs(T_world_camera, camera, points, range(len(grays)), NEIGHBOURS)
-    where = choose_device(device)
+    match = partial(find_matches, pictures, pairs=pairs, device=choose_device(device))
     start = State(T_world_camera, camera, points.inverse_depth, points.median_depth)
-    matches = yield from find_matches(pictures, points, pairs, T_world_camera, camera, where, REACHES[0])
+    matches = yield from match(points, T_world_camera=T_world_camera, camera=camera)
     given = replace(given, matches=len(matches))
     if len(matches) < LEAST_MATCHES * max(len(grays), 1):
         return replace(given, reason=f"too few matches between keyframes: {len(matches)}")
     held_out = np.random.default_rng(seed).random(len(points)) < HELD_OUT
     test = matches.of_points(held_out)  # measured from the given poses: if that favours any, it is these
-    state = solve(matches.of_points(~held_out), start, Prior(points, T_world_camera, camera, focal=False))
-    for reach in REACHES[1:]:
-        found = replace(points, inverse_depth=state.inverse_depth)
-        matches = yield from find_matches(pictures, found, pairs, state.T_world_camera, state.camera, where, reach)
-        state = solve(matches.of_points(~held_out), state, Prior(points, T_world_camera, camera, focal=False))
+    state, used = yield from _solved(match, matches, start, ~held_out)
     before, after = residual_of_unused(test, start), residual_of_unused(test, state)
     if focal:
-        zoomed = solve(matches.of_points(~held_out), state, Prior(points, T_world_camera, camera, focal=True))
+        zoomed = solve(used, state, Prior(points, T_world_camera, camera, focal=True))
         residual = residual_of_unused(test, zoomed)
-        if _clearly_less(residual, after):
+        if rms(residual) < (1 - LEAST_FOCAL_GAIN) * rms(after):
             state, after = zoomed, residual
-    medians = float(np.median(before)), float(np.median(after))
-    report = replace(given, rms_before_px=rms(before), rms_after_px=rms(after))
-    report = replace(report, median_before_px=medians[0], median_after_px=medians[1])
-    if not _clearly_less(after, before):
-        return replace(report, reason="held-out points do not fit clearly better")
-    used = np.unique(matches.of_points(~held_out).point)
-    scale = float(np.median(state.inverse_depth[used] / points.inverse_depth[used]))
+    given = replace(
+        given,
+        rms_before_px=rms(before),
+        rms_after_px=rms(after),
+        median_before_px=float(np.median(before)),
+        median_after_px=float(np.median(after)),
+    )
+    if not given.rms_after_px < (1 - LEAST_GAIN) * given.rms_before_px:
+        return replace(given, reason="held-out points do not fit clearly better")
+    seen = np.unique(used.point)
+    scale = float(np.median(state.inverse_depth[seen] / points.inverse_depth[seen]))
     T = carried_onto(state.T_world_camera, T_world_camera, scale)
-    return replace(report, T_world_camera=T, camera=state.camera, kept=True, focal_factor=state.camera.fx / camera.fx)
+    return replace(given, T_world_camera=T, camera=state.camera, kept=True, focal_factor=state.camera.fx / camera.fx)
+
+
+def _solved(
+    match: Callable[..., Steps[Matches]], matches: Matches, start: State, chosen: NDArray[np.bool_]
+) -> Steps[tuple[State, Matches]]:
+    """Poses from the chosen points (P,), and their matches in the end.
+
+    They are found anew from better poses until they lie about where they were expected.
+    """
+    points = matches.points
+    prior = Prior(points, start.T_world_camera, start.camera, focal=False)
+    state = start
+    for left in reversed(range(MOST_ROUNDS)):
+        used = matches.of_points(chosen)
+        off_px = np.linalg.norm(Seen.of(used, state).residual_px, axis=1)
+        state = solve(used, state, prior)
+        if not left or np.median(off_px) < SETTLED_PX:
+            break
+        placed = replace(points, inverse_depth=state.inverse_depth)
+        matches = yield from match(placed, T_world_camera=state.T_world_camera, camera=state.camera)
+    return state, used
 
 
 def photometric_residual(
@@ -162,10 +186,6 @@ def rms(residual_px: Array) -> float:
     """Root mean square of the smallest residuals."""
     smallest = np.sort(residual_px)[: int(np.ceil(TRIMMED * len(residual_px)))]
     return float(np.sqrt(np.mean(smallest**2)))
-
-
-def _clearly_less(residual_px: Array, other_px: Array) -> bool:
-    return bool(rms(residual_px) < (1 - LEAST_GAIN) * rms(other_px))
 
 
 def _pairs(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +60,7 @@ class Picture:
     def of(cls, gray: NDArray[np.uint8]) -> Picture:
         return cls(gaussian_filter(gray.astype(np.float32), BLUR_PX))
 
-    @cached_property
+    @property
     def gradient(self) -> FloatImage:
         """(2, H, W) along u and v, grey levels a pixel."""
         v, u = np.gradient(self.gray)
