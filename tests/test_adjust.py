@@ -101,6 +101,14 @@ def test_disturbed_poses_and_a_wrong_focal_length_are_found_again(camera: Intrin
     assert result.camera.fx / result.camera.fy == pytest.approx(camera.fx / camera.fy)
 
 
+def test_poses_too_far_off_for_one_round_of_matching_are_found_again(clip: synthetic.Clip) -> None:
+    given = disturbed(clip.T_world_camera, 1.5, 0.03 * DEPTH)
+    start = run(photometric_residual(grays(clip), given, CAMERA, bent(clip, 0.1).__getitem__))
+    assert start.matches < 0.8 * start.tried
+    result = adjusted(clip, given)
+    assert_found_again(result, given, clip.T_world_camera, share=0.1)
+
+
 def test_a_focal_length_that_is_known_stays(clip: synthetic.Clip) -> None:
     given = disturbed(clip.T_world_camera)
     result = adjusted(clip, given, focal=False)
@@ -236,6 +244,22 @@ def test_the_residual_across_epipolar_lines_sees_poses_not_depth(clip: synthetic
     assert exact_bent[0] < 0.08
     assert exact_bent[1] > 5 * exact[1]
     assert residual(disturbed(clip.T_world_camera, 0.4), 0.15)[0] > INCONSISTENT_PX
+
+
+def test_poses_without_parallax_are_judged_too() -> None:
+    clip = synthetic.Clip(CAMERA, synthetic.pan(6, angle=0.4))
+    maps = bent(clip, 0.1).__getitem__
+    assert run(photometric_residual(grays(clip), clip.T_world_camera, CAMERA, maps)).across_px < 0.05
+    given = disturbed(clip.T_world_camera, 0.4, 0.0)
+    assert run(photometric_residual(grays(clip), given, CAMERA, maps)).across_px > INCONSISTENT_PX
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_single_picture_disagrees_with_nothing(clip: synthetic.Clip, count: int) -> None:
+    maps = bent(clip, 0.0).__getitem__
+    found = run(photometric_residual(grays(clip)[:count], clip.T_world_camera[:count], CAMERA, maps))
+    assert np.isnan(found.across_px)
+    assert found.tried == 0
 
 
 def measure(clip: synthetic.Clip, maps: Callable[[int], DepthMap], anchor: int, others: list[int]) -> Matches:

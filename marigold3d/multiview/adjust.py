@@ -32,7 +32,7 @@ MOST_ROUNDS = 5  # of matching and solving: later ones match from better poses
 SETTLED_PX = 0.5  # median distance of matches from where they were expected that makes a round the last
 HELD_OUT = 0.2  # share of the points
 TRIMMED = 0.9  # share of the held-out residuals, the smallest, that count: the rest moves, is hidden or mistaken
-LEAST_GAIN = 0.02  # of the held-out RMS, for anything to be kept ...
+LEAST_GAIN = 0.05  # of the held-out RMS, for anything to be kept ...
 LEAST_FOCAL_GAIN = 0.005  # ... and for the focal length: poses make up for most of its error, but not for all
 LEAST_MATCHES = 30  # a keyframe
 CHECKED_KEYFRAMES, CHECKED_NEIGHBOURS = 12, 3  # of `photometric_residual`
@@ -166,8 +166,8 @@ def photometric_residual(
     seen = Seen.of(matches, State(T_world_camera, camera, points.inverse_depth, points.median_depth))
     line, off = seen.by_inverse_depth, seen.residual_px  # (O, 2): an epipolar line is where depth moves a point
     line = line / np.maximum(np.linalg.norm(line, axis=1, keepdims=True), 1e-12)
-    across = np.abs(line[:, 0] * off[:, 1] - line[:, 1] * off[:, 0])
     along = np.abs((line * off).sum(1))
+    across = np.sqrt(np.maximum((off**2).sum(1) - along**2, 0))  # all of it where the camera only turned
     return Consistency(float(np.median(across)), float(np.median(along)), len(matches), matches.tried)
 
 
