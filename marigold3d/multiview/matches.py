@@ -55,16 +55,15 @@ def find_matches(
     T_world_camera: Array,
     camera: Intrinsics,
     device: torch.device,
-    reach: int = REACH,
 ) -> Steps[Matches]:
-    """Seek the points of keyframes in others, up to `reach` px from where they should be; pairs: (keyframe, others)."""
+    """Seek the points of keyframes in others, near where they should be; pairs: (keyframe, others)."""
 
     def one(k: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], Array, int]]:
         anchor, others = pairs[k]
         ids = np.flatnonzero(points.frame == anchor)
         if not len(ids):
             return []
-        window = _Windows(pictures[anchor], points.uv[ids], points.inverse_depth[ids], camera, reach)
+        window = _Windows(pictures[anchor], points.uv[ids], points.inverse_depth[ids], camera)
         found = []
         for other in others:
             T_other_anchor = inverse(T_world_camera[other]) @ T_world_camera[anchor]
@@ -85,13 +84,13 @@ def find_matches(
 class _Windows:
     """The windows of an anchor's points, ready to be looked for in other pictures."""
 
-    def __init__(self, picture: Picture, uv: Array, inverse_depth: Array, camera: Intrinsics, reach: int) -> None:
-        self._camera, self._rho, self._reach = camera, inverse_depth, reach
+    def __init__(self, picture: Picture, uv: Array, inverse_depth: Array, camera: Intrinsics) -> None:
+        self._camera, self._rho = camera, inverse_depth
         ray, *steps = (normalised(uv + step, camera) for step in ((0, 0), (1, 0), (0, 1)))
         self._ray = np.concatenate([ray, np.ones((len(uv), 1))], 1)  # (N, 3)
         self._steps = [np.pad(step - ray, ((0, 0), (0, 1))) for step in steps]  # a lens is affine over a window
-        self._around = _cut(np.pad(picture.gray, reach, mode="reflect"), uv + reach, HALF + reach)
-        self._template = self._around[:, reach:-reach, reach:-reach]  # (N, 9, 9)
+        self._around = _cut(np.pad(picture.gray, REACH, mode="reflect"), uv + REACH, HALF + REACH)
+        self._template = self._around[:, REACH:-REACH, REACH:-REACH]  # (N, 9, 9)
         gradient = np.stack([_cut(g, uv, HALF).reshape(len(uv), -1) for g in picture.gradient], 2)
         self._gradient = gradient - gradient.mean(1, keepdims=True)  # (N, 81, 2)
         self._tensor = np.einsum("npi,npj->nij", self._gradient, self._gradient) + 1e-3 * np.eye(2)
@@ -103,13 +102,11 @@ class _Windows:
         start = carry(np.zeros((n, 2)), 0)[:, 0, 0]
         with np.errstate(invalid="ignore"):
             in_view = ((start > HALF) & (start < np.array([self._camera.width, self._camera.height]) - HALF)).all(1)
-        region = _sampled(other.gray, carry(np.zeros((n, 2)), HALF + self._reach))
+        region = _sampled(other.gray, carry(np.zeros((n, 2)), HALF + REACH))
         there, score = _peak(region, self._template)
-        met = _cut_each(region, there + self._reach, HALF)
+        met = _cut_each(region, there + REACH, HALF)
         back, _ = _peak(self._around, met)
-        good = (
-            in_view & (score > LEAST_NCC) & (np.abs(there) < self._reach).all(1) & (np.abs(back) <= RETURNS_PX).all(1)
-        )
+        good = in_view & (score > LEAST_NCC) & (np.abs(there) < REACH).all(1) & (np.abs(back) <= RETURNS_PX).all(1)
         shift, score = self._slid(other, there.astype(float), carry)
         good &= (np.abs(shift - there) < 1.0).all(1) & (score > LEAST_NCC)
         return carry(shift, 0)[:, 0, 0], good, int(in_view.sum())
