@@ -32,8 +32,8 @@ MOST_ROUNDS = 5  # of matching and solving: later ones match from better poses
 SETTLED_PX = 0.5  # median distance of matches from where they were expected that makes a round the last
 HELD_OUT = 0.2  # share of the points
 TRIMMED = 0.9  # share of the held-out residuals, the smallest, that count: the rest moves, is hidden or mistaken
-# Of the held-out RMS, for anything to be kept. Poses alone: exact ones gain 1 %, those of structure from motion 2 to 5 %
-# without better depth for it, those of two depth sensors 37 and 74 %; exact ones under a focal length 2 % off gain 7 %.
+# Of the held-out RMS, for anything to be kept. Poses alone: exact ones gain 1 %, structure from motion 2 to 5 % and no
+# better depth by it, those of two depth sensors 37 and 74 %; exact ones under a focal length 2 % off gain 7 %.
 LEAST_GAIN = 0.05
 LEAST_FOCAL_GAIN = 0.005  # for the focal length besides: poses make up for most of its error
 LEAST_MATCHES = 30  # a keyframe
