@@ -129,6 +129,14 @@ def video(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Sharpen depth by matching views.", rich_help_panel=ADVANCED)
     ] = True,
+    refine_poses: Annotated[
+        bool,
+        typer.Option(
+            "--refine-poses",
+            help="Adjust poses and focal length to the pictures, if it pays.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = False,
     voxel: Annotated[float | None, typer.Option(help="Voxel size, scene units.", rich_help_panel=ADVANCED)] = None,
     max_depth: Annotated[
         float | None, typer.Option(help="Drop what is farther, scene units.", rich_help_panel=ADVANCED)
@@ -170,7 +178,7 @@ def video(
             allow_cuts=allow_cuts,
         ),
         align=c.AlignConfig(cues=tuple(cues or ()), measures=tuple(measure or ()), guide=guide),
-        refine=c.RefineConfig(enabled=refine),
+        refine=c.RefineConfig(enabled=refine, poses=refine_poses),
         fusion=c.FusionConfig(voxel, max_depth, consistency_ratio=consistency, min_observations=min_observations),
     )
     from .pipeline import reconstruct

@@ -95,8 +95,13 @@ class RefineConfig:
     """Multi-view refinement of the aligned depth."""
 
     enabled: bool = True
-    neighbours: int = 8  # views matched against each frame
+    neighbours: int = 6  # views matched against each frame
     max_side: int = 320  # longest side at which views are matched, px
+    poses: bool = False  # adjust poses and focal length to the pictures, if that makes held-out matches fit better
+
+    def __post_init__(self) -> None:
+        _at_least(1, neighbours=self.neighbours)
+        _at_least(64, max_side=self.max_side)
 
 
 @dataclass(frozen=True)

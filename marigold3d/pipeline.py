@@ -85,7 +85,9 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
         relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
         run.end_stage("depth")
         cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator))
-        depth = yield from _timed(job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device))
+        cameras, depth = yield from _timed(
+            job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device)
+        )
         cameras, depth = scale_to_lengths(job, scan, cameras, depth)
         cloud = None
         if config.fuse and config.poses.source != "none":

@@ -112,8 +112,12 @@ def report_lines(run: Run) -> str:
             f"  scale     {m['factor']:.4g} +- {m['sigma']:.2g} m a unit, from {len(m['lengths'])} known lengths"
         )
     if r := report.get("refinement"):
-        lines.append(f"  refined   {r['share_from_views']:.0%} of the pixels decided by other views")
-        lines.append(_held_out("refined", r["held_out"], unit, _since_alignment(run)))
+        agreed, decided = r.get("share_agreed", 0.0), r.get("share_from_views", 0.0)
+        lines.append(
+            f"  refined   {agreed:.0%} of the pixels seen alike by several views, {decided:.0%} decided by them"
+        )
+        if "held_out" in r:
+            lines.append(_held_out("refined", r["held_out"], unit, _since_alignment(run)))
     if f := report.get("fusion"):
         lines.append(f"  cloud     {f['points']:,} points, voxel {f['voxel']:.4g} {unit}")
     if s := report.get("seconds"):

@@ -1,6 +1,8 @@
-"""The sweep finds exact depth from a bent prior, the merge never loses to its parts, and refinement of a clip pays."""
+"""The sweep finds exact depth from a bent prior, merging never loses to its parts, and refinement of a clip pays."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -8,22 +10,13 @@ import torch
 
 from marigold3d.config import RefineConfig
 from marigold3d.depth.device import in_parallel
-from marigold3d.multiview.merge import merge
-from marigold3d.multiview.refine import (
-    DepthAccess,
-    Keyframes,
-    bend,
-    enlarged,
-    has_parallax,
-    merge_keyframes,
-    reduced,
-    refine_between,
-    sweep_keyframes,
-    sweep_size,
-)
-from marigold3d.multiview.sweep import SweepView, _box, gray, semi_global, sweep
+from marigold3d.multiview.matching import Matcher, SweepView, box, distorted, shrunk
+from marigold3d.multiview.merge import Evidence, enlarged, merge, reduced
+from marigold3d.multiview.refine import DepthAccess, Keyframes, Refinement, sweep_size
+from marigold3d.multiview.semi_global import semi_global, sub_step
+from marigold3d.multiview.sweep import SweepResult, sweep
 from marigold3d.progress import run
-from marigold3d.types import DepthMap, SparseCues
+from marigold3d.types import DepthMap, Intrinsics
 from tests import synthetic
 
 CAMERA = synthetic.camera(160, 120)
@@ -36,10 +29,7 @@ def clip() -> synthetic.Clip:
 
 @pytest.fixture(scope="module")
 def views(clip: synthetic.Clip) -> list[SweepView]:
-    return [
-        SweepView(gray(rgb, CAMERA.width, CAMERA.height), T)
-        for (rgb, _), T in zip(clip.frames, clip.T_world_camera, strict=True)
-    ]
+    return [SweepView(rgb, T) for (rgb, _), T in zip(clip.frames, clip.T_world_camera, strict=True)]
 
 
 def bent(depth: np.ndarray, amount: float) -> np.ndarray:
@@ -50,6 +40,81 @@ def error(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(estimate / truth - 1)
 
 
+# -- matching ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_window_mean_is_the_window_mean() -> None:
+    image = torch.rand(2, 1, 20, 24)
+    mean = box(image)
+    assert mean.shape == image.shape
+    assert float(mean[1, 0, 9, 12]) == pytest.approx(float(image[1, 0, 6:13, 9:16].mean()), rel=1e-5)
+
+
+def test_true_depth_scores_best_and_exposure_does_not_matter(clip: synthetic.Clip, views: list[SweepView]) -> None:
+    truth = torch.as_tensor(clip.frames[4][1])
+    darker = SweepView((views[5].rgb * 0.6).astype(np.uint8), views[5].T_world_camera)
+    factors = torch.tensor([0.8, 1.0, 1.25])[:, None, None]
+    best = []
+    for other in (views[5], darker):
+        matcher = Matcher(views[4], [other], CAMERA, torch.device("cpu"), colour=True)
+        matcher.equalise(truth)
+        scores = matcher.scores(truth * factors)
+        assert (scores[1] > torch.maximum(scores[0], scores[2])).float().mean() > 0.85
+        best.append(float(scores[1].mean()))
+    assert best[1] == pytest.approx(best[0], abs=0.05)
+
+
+def test_mean_colours_tell_what_texture_does_not() -> None:
+    """Two plain halves, side by side: correlation says nothing of them, their colours do."""
+    rgb = np.zeros((60, 80, 3), np.uint8)
+    rgb[:, :40], rgb[:, 40:] = (200, 60, 60), (60, 60, 200)
+    T = np.eye(4)
+    T[0, 3] = 0.5
+    matcher = Matcher(
+        SweepView(rgb, np.eye(4)), [SweepView(rgb, T)], synthetic.camera(80, 60), torch.device("cpu"), colour=True
+    )
+    z = torch.stack([torch.full((60, 80), 1e3), torch.full((60, 80), 1.5)])  # no shift, and a shift of some 20 px
+    scores = matcher.scores(z)
+    beside = np.s_[20:40, 46:54]  # blue here; with the shift, the red half lies there
+    assert (scores[0][beside] > scores[1][beside] + 0.3).all()
+
+
+def test_lens_distortion_is_the_cameras_own() -> None:
+    from marigold3d.camera import distort
+
+    coefficients = (-0.2, 0.05, 0.002, -0.003)
+    xy = np.random.default_rng(0).uniform(-0.6, 0.6, (50, 2))
+    expected = distort(xy, Intrinsics(100, 100, 50, 50, 100, 100, distortion=coefficients))
+    x, y = distorted(torch.as_tensor(xy[:, 0]), torch.as_tensor(xy[:, 1]), coefficients)
+    np.testing.assert_allclose(np.stack([x, y], 1), expected, rtol=1e-9)
+
+
+def test_shrinking_averages() -> None:
+    rgb = np.zeros((4, 6, 3), np.uint8)
+    rgb[::2] = 100
+    assert (shrunk(rgb, 3, 2) == 50).all()
+    assert shrunk(rgb, 6, 4) is rgb
+
+
+def test_aggregation_keeps_a_clear_minimum_and_fills_a_gap() -> None:
+    cost = torch.ones(7, 9, 11)
+    cost[4] = 0.0
+    cost[:, 4, 5] = 0.5  # a pixel that knows nothing
+    assert (semi_global(cost, torch.zeros(9, 11)).argmin(0) == 4).all()
+
+
+def test_the_parabola_finds_the_minimum_between_hypotheses() -> None:
+    offsets = torch.linspace(-0.1, 0.1, 9)
+    for true in (-0.04, 0.007, 0.05):
+        cost = ((offsets - true) ** 2)[:, None, None].expand(9, 2, 3)
+        found, _, sigma = sub_step(cost, 1 - cost, offsets)
+        np.testing.assert_allclose(found, true, atol=1e-5)
+        assert (sigma > 0).all()
+
+
+# -- the sweep --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("amount", [0.0, 0.15, -0.3])
 def test_the_sweep_escapes_a_wrong_prior(clip: synthetic.Clip, views: list[SweepView], amount: float) -> None:
     truth = clip.frames[4][1]
@@ -57,7 +122,41 @@ def test_the_sweep_escapes_a_wrong_prior(clip: synthetic.Clip, views: list[Sweep
     found = sweep(views[4], others, CAMERA, bent(truth, amount), 0.15)
     assert np.median(error(found.depth, truth)) < 0.012
     assert (error(found.depth, truth) < 0.05).mean() > 0.85
-    assert np.median(found.score) > 0.8
+    assert np.median(found.score) > 0.7
+
+
+def test_a_prior_without_any_shape_is_escaped_too(clip: synthetic.Clip, views: list[SweepView]) -> None:
+    truth = clip.frames[4][1]
+    constant = np.full_like(truth, 1.7)
+    found = sweep(views[4], [views[i] for i in (1, 2, 3, 5, 6, 7)], CAMERA, constant, 0.4)
+    assert np.median(error(constant, truth)) > 0.3
+    assert np.median(error(found.depth, truth)) < 0.02
+
+
+def test_the_sweep_sees_through_a_lens(clip: synthetic.Clip) -> None:
+    """Images of a lens with barrel distortion: known to the sweep, it does not matter."""
+    from scipy.ndimage import map_coordinates
+
+    from marigold3d.camera import pixel_grid, project, unproject
+
+    lens = Intrinsics(CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy, 160, 120, distortion=(-0.15, 0.02, 0.0, 0.0))
+    at = project(unproject(pixel_grid(160, 120).reshape(-1, 2), np.ones(160 * 120), lens), CAMERA).reshape(120, 160, 2)
+
+    def through_lens(image: np.ndarray) -> np.ndarray:
+        rows, columns = at[..., 1] - 0.5, at[..., 0] - 0.5
+        return np.asarray(map_coordinates(image.astype(float), [rows, columns], order=1, mode="nearest"))
+
+    def seen(i: int) -> SweepView:
+        rgb = np.stack([through_lens(clip.frames[i][0][..., c]) for c in range(3)], -1).round().astype(np.uint8)
+        return SweepView(rgb, clip.T_world_camera[i])
+
+    truth = through_lens(clip.frames[4][1]).astype(np.float32)
+    others = [seen(i) for i in (2, 3, 5, 6)]
+    inner = np.s_[15:-15, 20:-20]
+    known = sweep(seen(4), others, lens, bent(truth, 0.15), 0.15)
+    ignored = sweep(seen(4), others, CAMERA, bent(truth, 0.15), 0.15)
+    assert np.median(error(known.depth, truth)[inner]) < 0.015
+    assert np.median(error(known.depth, truth)[inner]) < 0.8 * np.median(error(ignored.depth, truth)[inner])
 
 
 def test_sigma_and_score_rank_the_errors(clip: synthetic.Clip, views: list[SweepView]) -> None:
@@ -77,15 +176,15 @@ def test_units_do_not_matter(clip: synthetic.Clip, views: list[SweepView]) -> No
     for view in picked:
         T = view.T_world_camera.copy()
         T[:3, 3] *= 100
-        scaled.append(SweepView(view.gray, T))
+        scaled.append(SweepView(view.rgb, T))
     one = sweep(picked[0], picked[1:], CAMERA, truth, 0.1)
     hundred = sweep(scaled[0], scaled[1:], CAMERA, 100 * truth, 0.1)
-    np.testing.assert_allclose(hundred.depth / 100, one.depth, rtol=1e-2)
-    assert np.median(np.abs(hundred.depth / 100 / one.depth - 1)) < 1e-4
+    assert np.mean(error(hundred.depth / 100, one.depth) < 1e-2) > 0.999  # ties may fall otherwise
+    assert np.median(error(hundred.depth / 100, one.depth)) < 1e-4
 
 
 def test_without_texture_the_prior_stands(clip: synthetic.Clip, views: list[SweepView]) -> None:
-    blank = [SweepView(np.full_like(v.gray, 0.5), v.T_world_camera) for v in views[3:6]]
+    blank = [SweepView(np.full_like(v.rgb, 128), v.T_world_camera) for v in views[3:6]]
     truth = clip.frames[4][1]
     found = sweep(blank[1], [blank[0], blank[2]], CAMERA, truth, 0.1)
     inner = np.s_[20:-20, 30:-30]  # seen by both; elsewhere a hypothesis can win by leaving the image
@@ -93,82 +192,201 @@ def test_without_texture_the_prior_stands(clip: synthetic.Clip, views: list[Swee
     assert found.score.max() < 0.1
 
 
-def test_the_window_mean_is_the_window_mean() -> None:
-    image = torch.rand(2, 1, 20, 24)
-    mean = _box(image)
-    assert mean.shape == image.shape
-    expected = image[1, 0, 6:13, 9:16].mean()
-    assert float(mean[1, 0, 9, 12]) == pytest.approx(float(expected), rel=1e-5)
+# -- merging ----------------------------------------------------------------------------------------------------------
 
 
-def test_aggregation_keeps_a_clear_minimum_and_fills_a_gap() -> None:
-    cost = torch.ones(7, 9, 11)
-    cost[4] = 0.0
-    cost[:, 4, 5] = 0.5  # a pixel that knows nothing
-    assert (semi_global(cost, torch.zeros(9, 11)).argmin(0) == 4).all()
+def evidence(truth: np.ndarray, agreed: np.ndarray, sigma: float = 0.005) -> Evidence:
+    none = Evidence.none(truth.shape)
+    depth = np.where(agreed, truth, 0).astype(np.float32)
+    return Evidence(DepthMap(depth, agreed, np.float32(sigma) * depth), none.likely, none.likely_weight)
 
 
 def test_merging_takes_what_views_agree_on_and_leaves_no_seam(clip: synthetic.Clip) -> None:
-    truth = clip.frames[4][1]
+    rgb, truth = clip.frames[4]
     prior = DepthMap(bent(truth, 0.2), np.ones(truth.shape, bool), np.float32(0.1) * truth)
     agreed = np.zeros(truth.shape, bool)
     agreed[:, :50] = True
-    merged = merge(prior, truth, np.full(truth.shape, 0.005, np.float32), agreed)
-    assert np.median(error(merged.depth.depth, truth)[agreed]) < 0.005
+    merged = merge(prior, evidence(truth, agreed), rgb)
+    inside = np.s_[:, :40]
+    assert np.median(error(merged.depth.depth, truth)[inside]) < 0.012
     beside = np.s_[:, 50:62]
     assert error(merged.depth.depth, truth)[beside].mean() < 0.5 * error(prior.depth, truth)[beside].mean()
     step = np.abs(np.diff(np.log(merged.depth.depth / truth), axis=1))[:, 49]
-    assert np.median(step) < 0.01, "the border between the two sources does not show"
+    assert np.median(step) < 0.02, "the border between the two sources does not show"
     assert merged.depth.sigma is not None
-    assert np.median(merged.depth.sigma[:, :40]) < np.median(merged.depth.sigma[:, 130:])
+    share = merged.depth.sigma / merged.depth.depth
+    assert np.median(share[:, :40]) < np.median(share[:, 130:])
+    assert merged.from_views[:, :40].mean() > 0.9
 
 
 def test_merging_nothing_is_the_prior(clip: synthetic.Clip) -> None:
     prior = synthetic.depth_maps(clip)[0]
-    merged = merge(prior, prior.depth, np.full(prior.depth.shape, 0.01, np.float32), np.zeros(prior.depth.shape, bool))
+    merged = merge(prior, Evidence.none(prior.depth.shape), clip.frames[0][0])
     assert merged.depth is prior
     assert not merged.from_views.any()
 
 
-def keyframes(clip: synthetic.Clip, rows: list[int]) -> Keyframes:
-    return Keyframes(np.array(rows), clip.T_world_camera[rows], CAMERA, 2.5)
+def test_depth_fills_a_plain_surface_from_its_rims_and_stops_at_its_outline() -> None:
+    """A plain near square before a far wall, known at a few pixels each; the prior sees the wall only."""
+    rgb = np.full((60, 80, 3), 220, np.uint8)
+    rgb[20:45, 25:55] = (150, 30, 30)
+    truth = np.full((60, 80), 3.0, np.float32)
+    truth[20:45, 25:55] = 1.5
+    agreed = np.zeros(truth.shape, bool)
+    agreed[:10], agreed[52:], agreed[26:39, 25:32] = True, True, True
+    prior = DepthMap(np.full_like(truth, 2.8), truth > 0, np.full_like(truth, 0.5))
+    merged = merge(prior, evidence(truth, agreed), rgb).depth.depth
+    assert error(merged, truth)[24:41, 29:51].max() < 0.1
+    assert error(merged, truth)[:, 62:].max() < 0.1
+    assert error(merged, truth).mean() < 0.04
+
+
+def test_a_map_is_enlarged_along_the_images_outlines_and_keeps_its_detail() -> None:
+    fine = np.full((80, 120), 2.0, np.float32)
+    fine[:, 61:] = 4.0
+    fine[40:42] *= 1.1  # a line of the prior too thin for the smaller map
+    rgb = np.where(np.arange(120)[None, :, None] < 61, 40, 200).astype(np.uint8).repeat(80, 0).repeat(3, 2)
+    aligned = DepthMap(fine, fine > 0, np.float32(0.1) * fine)
+    prior = reduced(aligned, 60, 40)
+    same = enlarged(prior, prior, aligned, rgb)
+    np.testing.assert_allclose(same.depth, fine, rtol=1e-5)
+    half = DepthMap(prior.depth * np.float32(0.5), prior.valid, prior.sigma)
+    np.testing.assert_allclose(enlarged(half, prior, aligned, rgb).depth, 0.5 * fine, rtol=1e-4)
+
+
+# -- a clip -----------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A DepthAccess in memory."""
+
+    def __init__(self, aligned: dict[int, DepthMap]) -> None:
+        self.swept: dict[int, SweepResult] = {}
+        self.sure: dict[int, DepthMap] = {}
+        self.refined: dict[int, DepthMap] = {}
+        self.share: dict[int, float] = {}
+        self.access = DepthAccess(
+            aligned.__getitem__,
+            self.swept.get,
+            self.swept.__setitem__,
+            self.sure.__getitem__,
+            self.sure.__setitem__,
+            self.refined.__getitem__,
+            self._keep,
+            self.share.get,
+        )
+
+    def _keep(self, position: int, depth: DepthMap, share: float) -> None:
+        self.refined[position], self.share[position] = depth, share
+
+
+class Images:
+    """Frames by position; counts what was asked for."""
+
+    def __init__(self, frames: list[np.ndarray]) -> None:
+        self.frames, self.asked = frames, 0
+
+    def __call__(self, positions: Sequence[int]) -> Iterator[np.ndarray]:
+        self.asked += len(positions)
+        return (self.frames[i] for i in positions)
+
+
+CONFIG = RefineConfig(max_side=160)
+
+
+def keyframes(T_world_camera: np.ndarray, rows: list[int]) -> Keyframes:
+    return Keyframes(np.array(rows), T_world_camera[rows], CAMERA, 2.5)
+
+
+def refine(keys: Keyframes, kept: Kept, images: Images) -> tuple[float, Refinement]:
+    """The steps up to the merged keyframes: the share of pixels that sweeps agree on, and what can go on."""
+    refinement = Refinement(keys, kept.access, images, CONFIG)
+    run(refinement.sweep())
+    agreed = run(refinement.confirm())
+    run(refinement.merge_keyframes())
+    return agreed, refinement
+
+
+def bent_clip(clip: synthetic.Clip, amount: float = 0.2) -> dict[int, DepthMap]:
+    truth = [z for _, z in clip.frames]
+    return {i: DepthMap(bent(z, amount), np.ones(z.shape, bool), np.float32(0.1) * z) for i, z in enumerate(truth)}
 
 
 def test_refining_a_clip_pays_on_keyframes_and_between(clip: synthetic.Clip) -> None:
-    """All frames start 20 % bent; keyframes are matched, the frames between follow them."""
-    truth = [z for _, z in clip.frames]
-    prior = {i: DepthMap(bent(z, 0.2), np.ones(z.shape, bool), np.float32(0.1) * z) for i, z in enumerate(truth)}
-    swept: dict[int, DepthMap] = {}
-    refined: dict[int, DepthMap] = {}
-    access = DepthAccess(prior.__getitem__, swept.__getitem__, swept.__setitem__, refined.__setitem__)
-    keys = keyframes(clip, [0, 2, 4, 6, 8])
-    config = RefineConfig(max_side=160)
-    run(sweep_keyframes(keys, (clip.frames[i][0] for i in keys.positions), access, config, "cpu"))
-    share = run(merge_keyframes(keys, access, config))
-    run(refine_between(np.array([3, 5]), clip.T_world_camera, keys, access, refined.__getitem__))
-    assert share > 0.5
+    """All frames start 20 % bent; keyframes are matched, the frames between follow them. Nothing is done twice."""
+    prior, truth = bent_clip(clip), [z for _, z in clip.frames]
+    kept, images = Kept(prior), Images([rgb for rgb, _ in clip.frames])
+    keys = keyframes(clip.T_world_camera, [0, 2, 4, 6, 8])
+    agreed, refinement = refine(keys, kept, images)
+    assert agreed > 0.5
+    run(refinement.merge_between(np.array([3, 5]), clip.T_world_camera))
     for i in (2, 4, 6):
-        assert error(refined[i].depth, truth[i]).mean() < 0.2 * error(prior[i].depth, truth[i]).mean()
+        assert error(kept.refined[i].depth, truth[i]).mean() < 0.25 * error(prior[i].depth, truth[i]).mean()
     for i in (3, 5):
-        assert error(refined[i].depth, truth[i]).mean() < 0.4 * error(prior[i].depth, truth[i]).mean()
+        assert error(kept.refined[i].depth, truth[i]).mean() < 0.4 * error(prior[i].depth, truth[i]).mean()
+    asked = images.asked
+    refine(keys, kept, images)
+    assert images.asked == asked, "what is kept is not read again"
 
 
-def test_parallax_is_seen_where_there_is_some(clip: synthetic.Clip) -> None:
-    assert has_parallax(keyframes(clip, list(range(9))), 8)
-    turning = synthetic.Clip(CAMERA, synthetic.pan(9))
-    assert not has_parallax(keyframes(turning, list(range(9))), 8)
+def test_poses_of_another_clip_are_not_believed(clip: synthetic.Clip) -> None:
+    """With wrong poses the views agree on little, and what they do does not spoil the prior."""
+    prior, truth = bent_clip(clip, 0.05), [z for _, z in clip.frames]
+    rng = np.random.default_rng(3)
+    wrong = np.stack([synthetic.look(rng.uniform(-0.4, 0.4, 3), *rng.uniform(-0.15, 0.15, 3)) for _ in range(9)])
+    kept, images = Kept(prior), Images([rgb for rgb, _ in clip.frames])
+    right, _ = refine(keyframes(clip.T_world_camera, list(range(9))), Kept(prior), images)
+    agreed, _ = refine(keyframes(wrong, list(range(9))), kept, images)
+    assert agreed < 0.25 * right
+    assert np.mean([error(kept.refined[i].depth, truth[i]).mean() for i in range(9)]) < 0.15
 
 
-def test_bending_without_cues_changes_nothing(clip: synthetic.Clip) -> None:
-    depth = synthetic.depth_maps(clip)[0]
-    assert bend(depth, SparseCues.empty()) is depth
+def test_exposure_jumps_do_not_matter(clip: synthetic.Clip) -> None:
+    prior, truth = bent_clip(clip), [z for _, z in clip.frames]
+    jumping = [(rgb * (1.0, 0.6, 0.8)[i % 3]).astype(np.uint8) for i, (rgb, _) in enumerate(clip.frames)]
+    kept = Kept(prior)
+    refine(keyframes(clip.T_world_camera, list(range(9))), kept, Images(jumping))
+    for i in (3, 4, 5):
+        assert error(kept.refined[i].depth, truth[i]).mean() < 0.3 * error(prior[i].depth, truth[i]).mean()
+
+
+def test_someone_who_walks_through_half_the_picture_keeps_the_priors_depth(clip: synthetic.Clip) -> None:
+    """A striped block that moves with the camera, as no still thing does: what it hides is unknown, itself is prior."""
+    truth = [z.copy() for _, z in clip.frames]
+    frames = [rgb.copy() for rgb, _ in clip.frames]
+    stripes = np.random.default_rng(1).integers(60, 220, (120, 70, 3)).astype(np.uint8)
+    for i, (rgb, z) in enumerate(zip(frames, truth, strict=True)):
+        at = 5 + 7 * i
+        rgb[:, at : at + 70], z[:, at : at + 70] = stripes[:, : 160 - at], 1.0
+    prior = {i: DepthMap(bent(z, 0.1), np.ones(z.shape, bool), np.float32(0.1) * z) for i, z in enumerate(truth)}
+    kept = Kept(prior)
+    refine(keyframes(clip.T_world_camera, list(range(9))), kept, Images(frames))
+    for i in (3, 4, 5):
+        at = 5 + 7 * i
+        inside, outside = np.s_[10:-10, at + 12 : at + 58], np.ones((120, 160), bool)
+        outside[:, max(0, at - 6) : at + 76] = False
+        wrong = error(kept.refined[i].depth, truth[i])
+        assert wrong[inside].mean() < 0.25
+        assert wrong[outside].mean() < 0.7 * error(prior[i].depth, truth[i])[outside].mean()
+
+
+def test_two_frames_and_no_parallax(clip: synthetic.Clip) -> None:
+    prior, frames = bent_clip(clip), Images([rgb for rgb, _ in clip.frames])
+    two = Kept(prior)
+    assert refine(keyframes(clip.T_world_camera, [3, 5]), two, frames)[0] > 0.2
+    turning = synthetic.Clip(CAMERA, synthetic.pan(5))
+    keys = Keyframes(np.arange(5), turning.T_world_camera, CAMERA, 2.5)
+    still = Kept(prior)
+    agreed, refinement = refine(keys, still, Images([rgb for rgb, _ in turning.frames]))
+    assert agreed == 0
+    assert refinement.views.parallax_share() == 0
+    assert all(still.refined[i] is prior[i] for i in range(5))
 
 
 def test_sizes() -> None:
     assert sweep_size(CAMERA, 320) == (160, 120)
     assert sweep_size(synthetic.camera(640, 481), 320) == (320, 240)
     image = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(enlarged(image, 8, 6)[::2, ::2], image)
     depth = DepthMap(image + 1, image > 0, image)
     small = reduced(depth, 2, 3)
     assert small.depth.shape == (3, 2)

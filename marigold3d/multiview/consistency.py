@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from ..camera import project, ray_grid
-from ..rigid import inverse
-from ..types import Array, DepthMap, Intrinsics
+from ..rigid import inverse, transform
+from ..types import Array, BoolImage, DepthMap, Intrinsics
 
 BASELINE_SPREAD = 0.5  # neighbours are sought up to this share of the depth away
+SAME_SURFACE = 1.05  # carried depths that differ less are one surface
+EDGE_RATIO = 1.06  # a step in depth from which a surface is the nearer side of an outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,16 +108,40 @@ def _sigma(depth: DepthMap) -> NDArray[np.float32]:
     return np.maximum(share, 0.005 * np.maximum(depth.depth, 1e-6)).astype(np.float32)
 
 
-def stereo_neighbours(T_world_camera: Array, index: int, depth: float, count: int) -> list[int]:
-    """Rows of T_world_camera (N, 4, 4) fit to be matched with `index`: baselines 3-30 % of the depth, 30 degrees.
+def carried(sources: Sequence[View], T_world_camera: Array, camera: Intrinsics) -> DepthMap:
+    """What other views measured, as a camera at T_world_camera (4, 4) sees it: pixel for pixel, with holes.
 
-    They are spread over the baselines: short ones match surely, long ones measure finely.
+    The nearest surface wins a pixel; what several views say of it is averaged. sigma is relative to the depth they had.
     """
-    offset = np.linalg.norm(T_world_camera[:, :3, 3] - T_world_camera[index, :3, 3], axis=1)
-    facing = T_world_camera[:, :3, 2] @ T_world_camera[index, :3, 2]
-    fit = (facing > np.cos(np.radians(30))) & (offset > 0.03 * depth) & (offset < 0.3 * depth)
-    candidates = np.flatnonzero(fit)
-    candidates = candidates[np.argsort(offset[candidates])]
-    if len(candidates) > count:
-        candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, count).round().astype(int))]
-    return candidates.tolist()  # type: ignore[no-any-return]
+    found: list[tuple[NDArray[np.intp], Array, Array]] = []
+    size = camera.width * camera.height
+    nearest = np.full(size, np.inf)
+    for source in sources:
+        rows, columns = np.nonzero(source.depth.valid)
+        z = source.depth.depth[rows, columns].astype(float)
+        T_camera_source = inverse(T_world_camera) @ source.T_world_camera
+        points = transform(T_camera_source, ray_grid(camera)[rows, columns] * z[:, None])
+        row, column, inside = _pixels(points.astype(np.float32), camera)
+        at, here = (row * camera.width + column)[inside], points[inside, 2]
+        np.minimum.at(nearest, at, here)
+        found.append((at, here, (_sigma(source.depth)[rows, columns] / z)[inside]))
+    total, weight = np.zeros(size), np.zeros(size)
+    for at, here, share in found:
+        front = here < nearest[at] * SAME_SURFACE
+        w = 1 / share[front] ** 2
+        total += np.bincount(at[front], w * np.log(here[front]), size)
+        weight += np.bincount(at[front], w, size)
+    seen = (weight > 0).reshape(camera.height, camera.width)
+    weight = np.maximum(weight, 1e-12)
+    depth = np.where(seen, np.exp(total / weight).reshape(seen.shape), 0).astype(np.float32)
+    return DepthMap(depth, seen, (depth / np.sqrt(weight).reshape(seen.shape)).astype(np.float32))
+
+
+def clear_of_edges(depth: DepthMap, radius_px: int) -> BoolImage:
+    """Valid pixels (H, W) without a farther surface within radius_px.
+
+    A window that overlaps an outline matches by the nearer surface's texture, so that surface is found too wide.
+    """
+    farthest = maximum_filter(np.where(depth.valid, depth.depth, 0), 2 * radius_px + 1)
+    clear: BoolImage = depth.valid & (farthest < EDGE_RATIO * depth.depth)
+    return clear

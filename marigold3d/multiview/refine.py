@@ -3,31 +3,31 @@ carry it to the frames between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..align.cue_arrays import joined
-from ..align.frame import fit_frame
-from ..align.held_out import HeldOut, held_out_points
-from ..align.neighbours import carried_cues
-from ..align.samples import sample
-from ..align.sources import CueSource
 from ..config import RefineConfig
 from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
-from ..types import Array, DepthMap, FloatImage, Intrinsics, RelativeDepth, SparseCues
-from .consistency import View, compare, neighbour_positions, stereo_neighbours
-from .merge import merge
-from .sweep import SweepView, gray, sweep
+from ..types import Array, DepthMap, Intrinsics
+from .consistency import View, carried, compare, neighbour_positions
+from .matching import SweepView, shrunk
+from .merge import Evidence, enlarged, merge, reduced
+from .neighbours import MatchingViews
+from .sweep import SweepResult, explained, sweep
 
-MIN_SCORE = 0.3  # NCC under which a sweep's pixel is not believed
+MIN_SCORE = 0.3  # under which a sweep's pixel is not believed, whoever agrees
 AGREE_RATIO = 0.03  # sweeps that agree do so within this share of the depth
-AGREE_VIEWS = 1
-CHECKED_AGAINST = 6
-BETWEEN_COLUMNS = 24  # of the field that fits a frame between keyframes to their refined depth
+CHECKED_AGAINST = 6  # sweeps
+CARRIED_FROM = 16  # keyframes: each sees a little that this one does not
+BETWEEN_FROM = 4  # keyframes on either side of a frame that is none
+FIT_VIEWS = 4  # that say whether carried depth fits a frame's own picture
+
+Images = Callable[[Sequence[int]], Iterator[NDArray[np.uint8]]]  # rgb of frames at increasing positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,20 @@ class Keyframes:
 
 @dataclass(frozen=True, eq=False)
 class DepthAccess:
-    """How refinement reads aligned depth and keeps its own, by position."""
+    """How refinement reads aligned depth and keeps its own, by position: swept and sure at the sweep's size.
+
+    What an interrupted run has kept is not made again: `swept` and `share` are None for what it has not. share: of a
+    refined frame's pixels, those that views decided.
+    """
 
     aligned: Callable[[int], DepthMap]
-    swept: Callable[[int], DepthMap]
-    keep_swept: Callable[[int, DepthMap], None]
-    keep: Callable[[int, DepthMap], None]
+    swept: Callable[[int], SweepResult | None]
+    keep_swept: Callable[[int, SweepResult], None]
+    sure: Callable[[int], DepthMap]
+    keep_sure: Callable[[int, DepthMap], None]
+    refined: Callable[[int], DepthMap]
+    keep: Callable[[int, DepthMap, float], None]
+    share: Callable[[int], float | None]
 
 
 def sweep_size(camera: Intrinsics, max_side: int) -> tuple[int, int]:
@@ -56,131 +64,172 @@ def sweep_size(camera: Intrinsics, max_side: int) -> tuple[int, int]:
     return 2 * round(camera.width * scale / 2), 2 * round(camera.height * scale / 2)
 
 
-def has_parallax(keys: Keyframes, count: int) -> bool:
-    """Whether most keyframes have at least two neighbours to be matched with."""
-    found = [
-        len(stereo_neighbours(keys.T_world_camera, i, keys.median_depth, count)) for i in range(len(keys.positions))
-    ]
-    return bool(np.median(found) >= 2)
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """The steps, in the order in which they are to be run. The keyframes' images stay in memory at the sweep's size."""
 
+    keys: Keyframes
+    depths: DepthAccess
+    images: Images
+    config: RefineConfig = RefineConfig()  # noqa: RUF009 (frozen)
+    device: str = "cpu"
 
-def sweep_keyframes(
-    keys: Keyframes, images: Iterator[NDArray[np.uint8]], depths: DepthAccess, config: RefineConfig, device: str
-) -> Steps[None]:
-    """Sweep every keyframe; `images` yields their rgb in order. Gray images stay in memory, max_keyframes at most."""
-    size = sweep_size(keys.camera, config.max_side)
-    camera = keys.camera.scaled_to(*size)
-    grays = [(gray(rgb, *size) * 255).astype(np.uint8) for rgb in images]
+    @cached_property
+    def camera(self) -> Intrinsics:
+        """At the sweep's size."""
+        return self.keys.camera.scaled_to(*sweep_size(self.keys.camera, self.config.max_side))
 
-    def one(i: int) -> DepthMap:
-        near = stereo_neighbours(keys.T_world_camera, i, keys.median_depth, config.neighbours)
-        views = [SweepView((grays[j] / 255).astype(np.float32), keys.T_world_camera[j]) for j in [i, *near]]
-        return _swept(views, reduced(depths.aligned(int(keys.positions[i])), *size), camera, device)
+    @cached_property
+    def views(self) -> MatchingViews:
+        """Which keyframes can be matched with which."""
+        return MatchingViews.of_depth_maps(self.keys.T_world_camera, map(self.depths.aligned, self._rows), self.camera)
 
-    for i, swept in enumerate(in_parallel(one, len(keys.positions), choose_device(device))):
-        position = int(keys.positions[i])
-        depths.keep_swept(position, swept)
-        yield Progress("sweep", i + 1, len(keys.positions), FramePreview(position, swept.depth))
+    @cached_property
+    def pictures(self) -> list[SweepView]:
+        """(M,) the keyframes as they are matched."""
+        pairs = zip(self.images(list(self._rows)), self.keys.T_world_camera, strict=True)
+        return [self._picture(rgb, T) for rgb, T in pairs]
 
+    # -- steps --------------------------------------------------------------------------------------------------------
 
-def _swept(views: list[SweepView], prior: DepthMap, camera: Intrinsics, device: str) -> DepthMap:
-    """Depth of the first view from the others; nowhere valid when there are none, or no prior."""
-    if len(views) < 2 or not prior.valid.any():
-        return DepthMap(np.zeros_like(prior.depth), np.zeros_like(prior.valid))
-    shares = np.full(1, 0.1) if prior.sigma is None else (prior.sigma / np.maximum(prior.depth, 1e-9))[prior.valid]
-    found = sweep(views[0], views[1:], camera, _filled(prior), max(float(np.median(shares)), 0.05), device)
-    valid = (found.score > MIN_SCORE) & (found.depth > 0)
-    return DepthMap(np.where(valid, found.depth, 0).astype(np.float32), valid, found.sigma * found.depth)
+    def sweep(self) -> Steps[None]:
+        """Sweep every keyframe."""
+        todo = [i for position, i in self._rows.items() if self.depths.swept(position) is None]
+        pictures = self.pictures if todo else []
+        positions = list(self._rows)
 
+        def one(number: int) -> SweepResult:
+            i = todo[number]
+            near = [pictures[j] for j in self.views.of(i, self.config.neighbours)]
+            prior = self._prior(positions[i])
+            if not near or not prior.valid.any():
+                zero = np.zeros_like(prior.depth)
+                return SweepResult(zero, zero + 1, zero)
+            sigma = 0.0 if prior.sigma is None else float(np.median((prior.sigma / prior.depth)[prior.valid]))
+            filled = np.where(prior.valid, prior.depth, np.median(prior.depth[prior.valid])).astype(np.float32)
+            return sweep(pictures[i], near, self.camera, filled, sigma, self.device)
 
-def merge_keyframes(keys: Keyframes, depths: DepthAccess, config: RefineConfig) -> Steps[float]:
-    """Merge every keyframe's prior with what the sweeps agree on; the share of pixels that views decided."""
-    size = sweep_size(keys.camera, config.max_side)
-    camera = keys.camera.scaled_to(*size)
-    decided = total = 0
-    for i, position in enumerate(keys.positions.tolist()):
-        own = View(depths.swept(position), keys.T_world_camera[i])
-        rows = neighbour_positions(keys.T_world_camera, i, keys.median_depth, CHECKED_AGAINST)
-        others = [View(depths.swept(int(keys.positions[j])), keys.T_world_camera[j]) for j in rows]
-        verdict = compare(own, others, camera, AGREE_RATIO)
-        agreed = own.depth.valid & (verdict.agree >= AGREE_VIEWS) & (verdict.contradict <= verdict.agree)
-        prior = depths.aligned(position)
-        height, width = prior.depth.shape
-        share = (verdict.sigma / np.maximum(verdict.depth, 1e-9)).astype(np.float32)
-        z, sigma, sure = (enlarged(a, width, height) for a in (verdict.depth, share, agreed))
-        merged = merge(prior, z, sigma, sure.astype(bool))
-        depths.keep(position, merged.depth)
-        decided += int(merged.from_views.sum())
-        total += merged.from_views.size
-        yield Progress("refine", i + 1, len(keys.positions), FramePreview(position, merged.depth.depth))
-    return decided / max(total, 1)
+        before = len(positions) - len(todo)
+        for number, swept in enumerate(in_parallel(one, len(todo), choose_device(self.device))):
+            position = positions[todo[number]]
+            self.depths.keep_swept(position, swept)
+            yield Progress("sweep", before + number + 1, len(positions), FramePreview(position, swept.depth))
 
+    def confirm(self) -> Steps[float]:
+        """Keep of every sweep what another sweep agrees on, averaged with it; the share of all pixels.
 
-def refine_between(
-    positions: NDArray[np.int64],
-    T_world_camera: Array,
-    keys: Keyframes,
-    depths: DepthAccess,
-    refined: Callable[[int], DepthMap],
-) -> Steps[None]:
-    """Bend the aligned depth of the frames between keyframes to the refined depth of the keyframes around them.
+        Two sweeps match different windows of different images, so they rarely agree by chance.
+        """
+        agreed: list[float] = []
+        for position, i in self._rows.items():
+            own, *others = (
+                View(believed(self._swept(self._position(j))), self.keys.T_world_camera[j])
+                for j in [i, *self._around(i, CHECKED_AGAINST)]
+            )
+            verdict = compare(own, others, self.camera, AGREE_RATIO)
+            sure = own.depth.valid & (verdict.agree >= 1) & (verdict.contradict <= verdict.agree)
+            depth = np.where(sure, verdict.depth, 0).astype(np.float32)
+            self.depths.keep_sure(position, DepthMap(depth, sure, verdict.sigma))
+            agreed.append(float(sure.mean()))
+            yield Progress("agree", len(agreed), len(self._rows))
+        return float(np.mean(agreed)) if agreed else 0.0
 
-    positions (B,) of those frames; T_world_camera (T, 4, 4) of all used frames.
-    """
-    for done, position in enumerate(positions.tolist()):
-        aligned = depths.aligned(position)
-        around = [
-            carried_cues(refined(int(keys.positions[j])), keys.T_world_camera[j], T_world_camera[position], keys.camera)
-            for j in _around(keys.positions, position)
+    def merge_keyframes(self) -> Steps[float]:
+        """Merge every keyframe's prior with what the views say; the share of its pixels that they decided."""
+        yield from self._merge_all("refine", list(self._rows), self._of_keyframe)
+        return float(np.mean([self.depths.share(position) or 0.0 for position in self._rows])) if self._rows else 0.0
+
+    def merge_between(self, positions: NDArray[np.int64], T_world_camera: Array) -> Steps[None]:
+        """Merge the frames at `positions` (B,), which are no keyframes, with what the keyframes around them hold.
+
+        T_world_camera (T, 4, 4) of all used frames.
+        """
+        yield from self._merge_all(
+            "between", positions.tolist(), lambda p, rgb: self._of_frame_between(p, rgb, T_world_camera[p])
+        )
+
+    # -- evidence -----------------------------------------------------------------------------------------------------
+
+    def _of_keyframe(self, position: int, rgb: NDArray[np.uint8]) -> Evidence:
+        i, swept, own = self._rows[position], self._swept(position), self.depths.sure(position)
+        others = carried(self._sure(self._around(i, CARRIED_FROM)), self.keys.T_world_camera[i], self.camera)
+        near = [self.pictures[j] for j in self.views.of(i, FIT_VIEWS)]
+        sure = _first(own, self._fitting(others, self.pictures[i], near))
+        return Evidence(sure, swept.depth, np.where(swept.depth > 0, swept.score.clip(0, 1), 0))
+
+    def _of_frame_between(self, position: int, rgb: NDArray[np.uint8], T_world_camera: Array) -> Evidence:
+        view = self._picture(rgb, T_world_camera)
+        after, M = int(np.searchsorted(self.keys.positions, position)), len(self._rows)
+        near = range(max(0, after - BETWEEN_FROM), min(M, after + BETWEEN_FROM))
+        beside = [j for j in (after - 1, after) if 0 <= j < M]
+        refined = [
+            View(reduced(self.depths.refined(self._position(j)), *self._size), self.keys.T_world_camera[j])
+            for j in beside
         ]
-        depths.keep(position, bend(aligned, joined(around)))
-        yield Progress("between", done + 1, len(positions), FramePreview(position, aligned.depth))
+        pictures = [self.pictures[j] for j in range(max(0, after - FIT_VIEWS // 2), min(M, after + FIT_VIEWS // 2))]
+        sure = self._fitting(carried(self._sure(near), T_world_camera, self.camera), view, pictures)
+        likely = self._fitting(carried(refined, T_world_camera, self.camera), view, pictures)
+        return Evidence(sure, likely.depth, likely.valid.astype(np.float32))
+
+    def _fitting(self, depth: DepthMap, view: SweepView, others: Sequence[SweepView]) -> DepthMap:
+        """What of depth carried to a view fits its picture: what others saw may be hidden here, or have moved."""
+        if not others or not depth.valid.any():
+            return depth
+        fits = depth.valid & explained(view, others, self.camera, depth.depth, self.device)
+        return DepthMap(np.where(fits, depth.depth, 0), fits, depth.sigma)
+
+    # -- access -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        """Row among the keyframes, by position."""
+        return {position: row for row, position in enumerate(self.keys.positions.tolist())}
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.camera.width, self.camera.height
+
+    def _position(self, row: int) -> int:
+        return int(self.keys.positions[row])
+
+    def _around(self, row: int, count: int) -> list[int]:
+        return neighbour_positions(self.keys.T_world_camera, row, self.keys.median_depth, count)
+
+    def _prior(self, position: int) -> DepthMap:
+        return reduced(self.depths.aligned(position), *self._size)
+
+    def _picture(self, rgb: NDArray[np.uint8], T_world_camera: Array) -> SweepView:
+        return SweepView(shrunk(rgb, *self._size), T_world_camera)
+
+    def _swept(self, position: int) -> SweepResult:
+        swept = self.depths.swept(position)
+        assert swept is not None, "all keyframes are swept before any is looked at"
+        return swept
+
+    def _sure(self, rows: Sequence[int]) -> list[View]:
+        return [View(self.depths.sure(self._position(j)), self.keys.T_world_camera[j]) for j in rows]
+
+    def _merge_all(
+        self, stage: str, positions: list[int], evidence: Callable[[int, NDArray[np.uint8]], Evidence]
+    ) -> Steps[None]:
+        """Merge and keep the frames that are not kept yet."""
+        todo = [position for position in positions if self.depths.share(position) is None]
+        before = len(positions) - len(todo)
+        for done, (position, rgb) in enumerate(zip(todo, self.images(todo), strict=True)):
+            aligned, prior = self.depths.aligned(position), self._prior(position)
+            merged = merge(prior, evidence(position, rgb), shrunk(rgb, *self._size))
+            depth = aligned if merged.depth is prior else enlarged(merged.depth, prior, aligned, rgb)
+            self.depths.keep(position, depth, float(merged.from_views.mean()))
+            yield Progress(stage, before + done + 1, len(positions), FramePreview(position, depth.depth))
 
 
-def bend(depth: DepthMap, cues: SparseCues) -> DepthMap:
-    """A depth map bent to cues by a field alone; unchanged when none falls on it."""
-    log_depth = np.where(depth.valid, np.log(np.maximum(depth.depth, 1e-12)), np.nan).astype(np.float32)
-    relative = RelativeDepth(log_depth, "log_depth")
-    inside = np.isfinite(sample(log_depth, cues.uv))
-    if inside.sum() < 50:
-        return depth
-    return fit_frame(relative, cues.select(inside), columns=BETWEEN_COLUMNS).apply(relative)
+def believed(swept: SweepResult) -> DepthMap:
+    """The pixels of a sweep that matched."""
+    good = (swept.score > MIN_SCORE) & (swept.depth > 0)
+    return DepthMap(np.where(good, swept.depth, 0).astype(np.float32), good, swept.sigma * swept.depth)
 
 
-def held_out_error(
-    keys: Keyframes, refined: Callable[[int], DepthMap], source: CueSource, share: float
-) -> dict[str, float | int]:
-    """Error of the refined keyframes at the points that no alignment has seen."""
-    errors = HeldOut()
-    held = held_out_points(source.count, share)
-    for i, position in enumerate(keys.positions.tolist()):
-        cues, ids = source.cues(position, keys.T_world_camera[i])
-        test = cues.select(held[ids])
-        depth = refined(position)
-        errors.add(sample(np.where(depth.valid, depth.depth, np.float32(np.nan)), test.uv), test.depth)
-    return errors.report()
-
-
-def _around(keyframes: NDArray[np.int64], position: int) -> list[int]:
-    after = int(np.searchsorted(keyframes, position))
-    return [i for i in (after - 1, after) if 0 <= i < len(keyframes)]
-
-
-def reduced(depth: DepthMap, width: int, height: int) -> DepthMap:
-    """The map at another size by nearest pixels: no depth is made up between two surfaces."""
-    rows, columns = _nearest(depth.depth.shape[0], height), _nearest(depth.depth.shape[1], width)
-    pick = np.ix_(rows, columns)
-    return DepthMap(depth.depth[pick], depth.valid[pick], None if depth.sigma is None else depth.sigma[pick])
-
-
-def enlarged(image: FloatImage | NDArray[np.bool_], width: int, height: int) -> NDArray[np.float32]:
-    """An image (h, w) at (height, width) by nearest pixels."""
-    return image[np.ix_(_nearest(image.shape[0], height), _nearest(image.shape[1], width))].astype(np.float32)
-
-
-def _nearest(source: int, target: int) -> NDArray[np.intp]:
-    return ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-
-
-def _filled(depth: DepthMap) -> FloatImage:
-    return np.where(depth.valid, depth.depth, np.median(depth.depth[depth.valid])).astype(np.float32)
+def _first(own: DepthMap, other: DepthMap) -> DepthMap:
+    """`own` where it is valid, `other` elsewhere."""
+    sigmas = [np.zeros_like(d.depth) if d.sigma is None else d.sigma for d in (own, other)]
+    return DepthMap(np.where(own.valid, own.depth, other.depth), own.valid | other.valid, np.where(own.valid, *sigmas))

@@ -5,7 +5,8 @@ from .cameras import find_cameras
 from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
 from .look import look_at_clip
-from .scene import fuse_cloud, refine_depth, write_products
+from .refine import refine_depth
+from .scene import fuse_cloud, write_products
 
 __all__ = [
     "Cameras",

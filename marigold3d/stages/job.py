@@ -62,10 +62,12 @@ class DepthStore:
     factor: float = 1.0  # what is on disk is multiplied by this: a known length rescales a scene without rewriting it
 
     @classmethod
-    def open(cls, run: Run, name: str, scan: Scan, size: tuple[int, int] | None = None) -> DepthStore:
+    def open(
+        cls, run: Run, name: str, scan: Scan, size: tuple[int, int] | None = None, *, fresh: bool = True
+    ) -> DepthStore:
         w, h = size or scan.image_size
         shape = (len(scan), h, w)
-        return cls(run.frames_array(name, shape, fresh=True), run.frames_array(f"{name}_sigma", shape, fresh=True))
+        return cls(run.frames_array(name, shape, fresh=fresh), run.frames_array(f"{name}_sigma", shape, fresh=fresh))
 
     def put(self, position: int, depth: DepthMap) -> None:
         sigma = 0.05 * depth.depth if depth.sigma is None else depth.sigma

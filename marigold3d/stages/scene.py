@@ -1,4 +1,4 @@
-"""Refinement, fusion, and the files a run leaves for people."""
+"""Fusion, and the files a run leaves for people."""
 
 from __future__ import annotations
 
@@ -13,43 +13,10 @@ from ..export.depth_maps import DepthEncoding, write_depth_png, write_encoding
 from ..export.ply import write_ply
 from ..export.trajectories import write_tum
 from ..fusion.fuse import FAR_RATIO, FusionInput, FusionReport, fuse, median_depth
-from ..multiview.refine import (
-    DepthAccess,
-    Keyframes,
-    has_parallax,
-    held_out_error,
-    merge_keyframes,
-    refine_between,
-    sweep_keyframes,
-    sweep_size,
-)
 from ..progress import Progress, Steps
 from ..scan import Scan
 from ..types import PointCloud, Trajectory
 from .job import Cameras, DepthStore, Job
-
-
-def refine_depth(job: Job, scan: Scan, cameras: Cameras, aligned: DepthStore, device: str) -> Steps[DepthStore]:
-    """Depth sharpened by matching views; the aligned depth itself where that is off or the clip has no parallax."""
-    config = job.config.refine
-    if not config.enabled or cameras.model is None:
-        return aligned
-    views = fusion_views(scan, cameras, aligned)
-    keys = Keyframes(views.positions, views.T_world_camera, cameras.intrinsics, median_depth(views))
-    if not has_parallax(keys, config.neighbours):
-        job.warn("refinement skipped: the keyframes have too little parallax to be matched")
-        return aligned
-    refined = DepthStore.open(job.run, "refined", scan)
-    swept = DepthStore.open(job.run, "swept", scan, sweep_size(cameras.intrinsics, config.max_side))
-    depths = DepthAccess(aligned.get, swept.get, swept.put, refined.put)
-    images = (rgb for _, rgb in job.video.frames_at(keys.positions.tolist(), max_side=job.config.video.max_side))
-    yield from sweep_keyframes(keys, images, depths, config, device)
-    share = yield from merge_keyframes(keys, depths, config)
-    between = np.setdiff1d(np.flatnonzero(cameras.posed), keys.positions)
-    yield from refine_between(between, cameras.T_world_camera, keys, depths, refined.get)
-    errors = held_out_error(keys, refined.get, cameras.model, job.config.align.held_out)
-    job.report["refinement"] = {"share_from_views": round(share, 4), "held_out": errors}
-    return refined
 
 
 def fusion_views(scan: Scan, cameras: Cameras, store: DepthStore) -> FusionInput:
