@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import zarr
 
 from marigold3d.types import DepthMap
 from tests.benchmarks._multiview_cases import (
     Errors,
+    Stored,
     disturbed,
     figures,
     pairs,
@@ -117,3 +123,21 @@ def test_the_code_under_test_is_called_as_it_wants() -> None:
     assert set(found.swept) == set(found.merged) == {0, 1, 2, 3}
     assert found.sweep_seconds > 0
     assert figures(found.merged, case.truth_m).coverage > 0.9
+
+
+def test_of_a_runs_sweeps_what_they_trust_is_read(tmp_path: Path) -> None:
+    z = np.array([[[1.0, 2.0, 4.0, np.nan]]] * 3, np.float32)
+    for name, values in (
+        ("", z),
+        ("_sigma", np.full(z.shape, 0.1)),
+        ("_score", np.array([[[0.9, 0.1, 0.8, 0.9]]] * 3)),
+    ):
+        zarr.save_array(tmp_path / "arrays.zarr" / f"swept{name}", values.astype(np.float32))
+        zarr.save_array(tmp_path / "arrays.zarr" / f"refined{name}", values.astype(np.float32))
+    run: Any = SimpleNamespace(cache=tmp_path)
+    swept, refined_map = Stored(run, "swept")[1], Stored(run, "refined")[1]
+    assert len(Stored(run, "swept")) == 3
+    np.testing.assert_array_equal(swept.depth, [[1, 0, 4, 0]])
+    assert swept.sigma is not None
+    np.testing.assert_allclose(swept.sigma, [[0.1, 0, 0.4, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(refined_map.depth, [[1, 2, 4, 0]])

@@ -8,9 +8,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -20,8 +21,8 @@ from scipy.ndimage import gaussian_filter
 from marigold3d.align import fit_frame
 from marigold3d.config import DepthConfig, RefineConfig, VideoConfig
 from marigold3d.depth import load_estimator
-from marigold3d.multiview.consistency import stereo_neighbours
-from marigold3d.multiview.refine import DepthAccess, Keyframes, merge_keyframes, sweep_keyframes
+from marigold3d.multiview.neighbours import MatchingViews
+from marigold3d.multiview.refine import MIN_SCORE, DepthAccess, Keyframes, Refinement, believed
 from marigold3d.poses.sparse import SparseModel
 from marigold3d.progress import run as finish
 from marigold3d.store import Run
@@ -36,7 +37,7 @@ CUES = 300  # true depths a frame that stand in for points of structure from mot
 POINT_MARGIN = 1.25  # the scene reaches so much nearer and farther than its points
 SCORED = 20_000  # pixels of a frame that sigma is judged by
 
-Maps = dict[int, DepthMap]
+Maps = Mapping[int, DepthMap]
 """Depth by row: the number of the keyframe."""
 
 
@@ -62,6 +63,13 @@ class Case:
     def with_prior(self, prior: list[DepthMap]) -> Case:
         return replace(self, prior=prior)
 
+    def images(self, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        return (self.rgb[row] for row in rows)
+
+    def keyframes(self) -> Keyframes:
+        median_depth = float(np.median([np.median(p.depth[p.valid]) for p in self.prior]))
+        return Keyframes(np.arange(len(self)), self.T_world_camera, self.camera, median_depth)
+
     @property
     def scored(self) -> list[int]:
         return sorted(self.truth_m)
@@ -72,37 +80,49 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """What the sweeps trust, at their size, and the finished maps, by row; seconds a keyframe of both steps."""
+    """What each sweep trusts, what other sweeps agree on, and the finished maps, by row; seconds a keyframe."""
 
     swept: Maps
+    agreed: Maps
     merged: Maps
     sweep_seconds: float
     merge_seconds: float
 
-
-def median_depth(case: Case) -> float:
-    return float(np.median([np.median(p.depth[p.valid]) for p in case.prior]))
-
-
-def matched_with(case: Case, row: int, count: int) -> list[int]:
-    """The views that the sweep of keyframe `row` takes."""
-    return stereo_neighbours(case.T_world_camera, row, median_depth(case), count)
+    @property
+    def seconds(self) -> float:
+        return self.sweep_seconds + self.merge_seconds
 
 
-def refined(case: Case, neighbours: int = 8, max_side: int = 320, device: str = "cpu") -> Refined:
-    """The case's keyframes swept and merged as a run does it, on all cores."""
-    swept: Maps = {}
-    merged: Maps = {}
-    rows = np.arange(len(case))
-    keys = Keyframes(rows, case.T_world_camera, case.camera, median_depth(case))
-    access = DepthAccess(case.prior.__getitem__, swept.__getitem__, swept.__setitem__, merged.__setitem__)
+def refined(case: Case, neighbours: int = RefineConfig.neighbours, max_side: int = RefineConfig.max_side) -> Refined:
+    """The case's keyframes swept and merged as a run does it, on all cores of the processor."""
+    swept: dict[int, Any] = {}
+    agreed: dict[int, DepthMap] = {}
+    merged: dict[int, DepthMap] = {}
+    depths = DepthAccess(
+        aligned=case.prior.__getitem__,
+        swept=swept.get,
+        keep_swept=swept.__setitem__,
+        sure=agreed.__getitem__,
+        keep_sure=agreed.__setitem__,
+        refined=merged.__getitem__,
+        keep=lambda row, depth, share: merged.__setitem__(row, depth),
+        share=lambda row: None,
+    )
     config = RefineConfig(neighbours=neighbours, max_side=max_side)
+    steps = Refinement(case.keyframes(), depths, case.images, config)
     began = time.perf_counter()
-    finish(sweep_keyframes(keys, iter(case.rgb), access, config, device))
+    finish(steps.sweep())
     between = time.perf_counter()
-    finish(merge_keyframes(keys, access, config))
-    ended = time.perf_counter()
-    return Refined(swept, merged, (between - began) / len(case), (ended - between) / len(case))
+    finish(steps.confirm())
+    finish(steps.merge_keyframes())
+    seconds = (between - began) / len(case), (time.perf_counter() - between) / len(case)
+    return Refined({row: believed(found) for row, found in swept.items()}, agreed, merged, *seconds)
+
+
+def matched_with(case: Case, count: int) -> list[list[int]]:
+    """The views that the sweep of each keyframe takes."""
+    views = MatchingViews.of_depth_maps(case.T_world_camera, case.prior, case.camera)
+    return [views.of(row, count) for row in range(len(case))]
 
 
 # -- where cases come from --------------------------------------------------------------------------------------------
@@ -129,25 +149,34 @@ def truth_of(name: str, data: Path) -> Truth:
     return Truth.recording(data / name, RECORDINGS[name][0])
 
 
-def stored(run: Run, name: str) -> dict[int, DepthMap]:
-    """Depth that a run keeps under `name`, by position, read when asked for."""
-    arrays = run.cache / "arrays.zarr"
-    return _Stored(zarr.open_array(arrays / name, mode="r"), zarr.open_array(arrays / f"{name}_sigma", mode="r"))
+@dataclass(frozen=True, eq=False)
+class Stored(Mapping[int, DepthMap]):
+    """Depth that a run keeps under `name`, by position, read when asked for; of a sweep's, the pixels it trusts."""
 
+    run: Run
+    name: str
 
-class _Stored(dict[int, DepthMap]):
-    def __init__(self, depth: zarr.Array, sigma: zarr.Array) -> None:
-        self._depth, self._sigma = depth, sigma
+    def _array(self, suffix: str) -> zarr.Array:
+        return zarr.open_array(self.run.cache / "arrays.zarr" / (self.name + suffix), mode="r")
 
-    def __missing__(self, position: int) -> DepthMap:
-        z, sigma = np.asarray(self._depth[position]), np.asarray(self._sigma[position])
-        valid = np.isfinite(z)
+    def __getitem__(self, position: int) -> DepthMap:
+        z, sigma = np.asarray(self._array("")[position]), np.asarray(self._array("_sigma")[position])
+        valid = np.isfinite(z) & (z > 0)
+        if self.name == "swept":  # its sigma is relative
+            valid &= np.asarray(self._array("_score")[position]) > MIN_SCORE
+            sigma = sigma * z
         return DepthMap(np.where(valid, z, 0), valid, np.where(valid, sigma, 0))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return int(self._array("").shape[0])
 
 
 def case_of_run(name: str, run: Run, data: Path, most: int | None = None) -> Case:
     """A run's keyframes, cameras and aligned depth, with the truth of those that have one; the first `most` of them."""
-    arrays, truth, aligned = run.load_arrays("cameras"), truth_of(name, data), stored(run, "aligned")
+    arrays, truth, aligned = run.load_arrays("cameras"), truth_of(name, data), Stored(run, "aligned")
     model = SparseModel.from_arrays(run.load_arrays("points"))
     rows = arrays["keyframes"][:most].tolist()
     T = arrays["T"][rows]
@@ -175,7 +204,7 @@ def livingroom(data: Path, most: int | None = None) -> Case:
     }
     height, width = truth[numbers[0]].shape
     camera = Intrinsics(525, 525, 320, 240, width, height)
-    rgb = [np.asarray(Image.open(next((folder / "image").glob(f"{n:05d}.*"))).convert("RGB")) for n in numbers]
+    rgb = [np.array(Image.open(next((folder / "image").glob(f"{n:05d}.*"))).convert("RGB")) for n in numbers]
     estimator, rng = load_estimator(DepthConfig(device="cpu")), np.random.default_rng(0)
     prior, seen = [], {}
     for k, n in enumerate(numbers):

@@ -4,7 +4,8 @@
     python tests/benchmarks/multiview.py --only cost                                 without recordings
 
 Runs of the recordings are read from --runs, or made there by `marigold3d video`. A keyframe's prior is its aligned
-depth; "sweep" is the depth from other views alone, where the sweep trusts it; "merged" is what the two make.
+depth; "sweep" is the depth from other views alone, where it trusts that; "agreed", where another keyframe's sweep
+agrees; "merged" is what all make together.
 
 peer    PatchMatch stereo of PyPI's pyarchinit-photogrammetry-core (GPL; not needed otherwise), the same poses and views
 cost    seconds a keyframe and peak memory, over frames, size and neighbours; of a rendered room
@@ -14,8 +15,8 @@ clips   finished runs: their own prior, sweep and merged depth
 
 AbsRel, median, δ1: of |z - truth| / truth, means over the frames with truth of each frame's own, over pixels of 0.3 to
 6 m that have both; δ1: share within a factor of 1.25. coverage: share of the measured pixels that have a depth. Every
-row has one scale a clip, fitted to the truth. Seconds are by the clock, with all cores: compare them on an
-idle machine only. Those of CPU are the sum over cores.
+row has one scale a clip, fitted to the truth. Seconds are by the clock, with all cores: compare them on an idle machine
+only. Those of CPU are the sum over cores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # a script sees its own folder only
 
+from marigold3d.multiview.matching import shrunk  # noqa: E402
 from marigold3d.multiview.refine import sweep_size  # noqa: E402
-from marigold3d.multiview.sweep import gray  # noqa: E402
 from marigold3d.rigid import inverse  # noqa: E402
 from marigold3d.types import DepthMap  # noqa: E402
 from tests.benchmarks._multiview_cases import (  # noqa: E402
@@ -48,6 +50,8 @@ from tests.benchmarks._multiview_cases import (  # noqa: E402
     Case,
     Errors,
     Maps,
+    Refined,
+    Stored,
     case_of_run,
     disturbed,
     figures,
@@ -58,7 +62,6 @@ from tests.benchmarks._multiview_cases import (  # noqa: E402
     run_of,
     sparsification,
     sparsification_error,
-    stored,
     truth_of,
 )
 
@@ -96,7 +99,9 @@ def title(case: Case) -> str:
 # -- peer -------------------------------------------------------------------------------------------------------------
 
 
-def peer_depth(case: Case, row: int, count: int, patchmatch: Callable[..., Any], settings: dict[str, Any]) -> DepthMap:
+def peer_depth(
+    case: Case, row: int, views: list[int], patchmatch: Callable[..., Any], settings: dict[str, Any]
+) -> DepthMap:
     """The peer's depth of a keyframe, at the sweep's size. It knows no distortion: it is given straightened images."""
     width, height = sweep_size(case.camera, SIDE)
     camera = case.camera.scaled_to(width, height)
@@ -105,10 +110,11 @@ def peer_depth(case: Case, row: int, count: int, patchmatch: Callable[..., Any],
     lens = np.array(camera.distortion or (0,) * 4)
 
     def straightened(i: int) -> np.ndarray:
-        return cv2.undistort(gray(case.rgb[i], width, height), K, lens)
+        gray = shrunk(case.rgb[i], width, height) @ np.array([0.299, 0.587, 0.114]) / 255
+        return cv2.undistort(gray.astype(np.float32), K, lens)
 
     sources = []
-    for j in matched_with(case, row, count):
+    for j in views:
         T = inverse(case.T_world_camera[j]) @ case.T_world_camera[row]
         sources.append((straightened(j), numbers, T[:3, :3].copy(), T[:3, 3].copy()))
     near, far = case.ranges[row]
@@ -121,50 +127,55 @@ def peer_depth(case: Case, row: int, count: int, patchmatch: Callable[..., Any],
 
 
 def peer_rows(case: Case, count: int) -> Iterator[list[str]]:
-    import ppg_core  # the module of PEER
-
-    for name, settings in PEER_SETTINGS.items():
-        began, cpu_began = time.perf_counter(), time.process_time()
-        found = {i: peer_depth(case, i, count, ppg_core.patchmatch_depth, settings) for i in case.scored}
-        seconds = (time.perf_counter() - began) / len(found), (time.process_time() - cpu_began) / len(found)
-        yield [f"peer, {name}", *figures(found, case.truth_m).cells(), *(f"{s:.2f}" for s in seconds)]
     cpu_began = time.process_time()
     ours = refined(case, count, SIDE)
     cpu = (time.process_time() - cpu_began) / len(case)
-    yield ["prior", *figures(dict(enumerate(case.prior)), case.truth_m).cells(), "–", "–"]
-    yield ["sweep", *figures(ours.swept, case.truth_m).cells(), f"{ours.sweep_seconds:.2f}", "–"]
-    both = ours.sweep_seconds + ours.merge_seconds
-    yield ["merged", *figures(ours.merged, case.truth_m).cells(), f"{both:.2f}", f"{cpu:.2f}"]
+    seconds = {"sweep": [f"{ours.sweep_seconds:.2f}", "–"], "merged": [f"{ours.seconds:.2f}", f"{cpu:.2f}"]}
+    for name, maps in ways_of(case, ours).items():
+        yield [name, *figures(maps, case.truth_m).cells(), *seconds.get(name, ["–", "–"])]
+    if find_spec("ppg_core") is None:
+        return
+    import ppg_core  # the module of PEER
+
+    views = matched_with(case, count)
+    for name, settings in PEER_SETTINGS.items():
+        began, cpu_began = time.perf_counter(), time.process_time()
+        found = {i: peer_depth(case, i, views[i], ppg_core.patchmatch_depth, settings) for i in case.scored}
+        spent = time.perf_counter() - began, time.process_time() - cpu_began
+        yield [f"peer, {name}", *figures(found, case.truth_m).cells(), *(f"{s / len(found):.2f}" for s in spent)]
 
 
 def peer(data: Path, runs: Path, most: int | None) -> None:
-    try:
-        import ppg_core  # noqa: F401
-    except ImportError:
-        print(f"\npeer: left out; it needs `pip install {PEER}` (GPL, used by this benchmark only)")
-        return
-    case = case_of_run("kitchen", run_of("kitchen", data, runs), data, most)
-    for count in (4, 8):
-        table(f"{title(case)}; {count} views", ["depth", *FIGURES, "seconds a frame", "of CPU"], peer_rows(case, count))
+    if find_spec("ppg_core") is None:
+        print(f"\nThe peer is left out: it needs `pip install {PEER}` (GPL, used by this benchmark only)")
+    for name in available(("kitchen",), data):
+        case = case_of_run(name, run_of(name, data, runs), data, most)
+        for count in (4, 8):
+            table(
+                f"{title(case)}; {count} views",
+                ["depth", *FIGURES, "seconds a frame", "of CPU"],
+                peer_rows(case, count),
+            )
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------
 
-COSTS = {  # frames, width, height, neighbours, longest side of the sweep
-    "frames": [(10, 320, 240, 8, 320), (20, 320, 240, 8, 320), (40, 320, 240, 8, 320), (80, 320, 240, 8, 320)],
-    "size": [(12, 160, 120, 8, 160), (12, 320, 240, 8, 320), (12, 640, 480, 8, 320), (12, 640, 480, 8, 640)],
-    "neighbours": [(20, 320, 240, n, 320) for n in (2, 4, 8, 12)],
+COSTS = {  # keyframes, width, height, neighbours, longest side of the sweep
+    "keyframes": [(n, 320, 240, 6, 320) for n in (10, 20, 40)],
+    "size": [(12, 160, 120, 6, 160), (12, 320, 240, 6, 320), (12, 640, 480, 6, 320), (12, 640, 480, 6, 640)],
+    "neighbours": [(12, 320, 240, n, 320) for n in (2, 4, 6, 8)],
 }
 
 
 def cost_of(frames: int, width: int, height: int, neighbours: int, side: int) -> None:
-    """Prints sweep and merge seconds a keyframe, and the memory in MB that they took beyond the clip's own."""
+    """Prints seconds a keyframe of sweep, merge and CPU, the memory in MB beyond the clip's own and in all, AbsRel."""
     case = rendered_room(frames, width, height)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, cpu_began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     found = refined(case, neighbours, side)
+    cpu = (time.process_time() - cpu_began) / frames
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     error = figures(found.merged, case.truth_m).abs_rel
-    print(found.sweep_seconds, found.merge_seconds, (after - before) / 1024, after / 1024, error)
+    print(found.sweep_seconds, found.merge_seconds, cpu, (after - before) / 1024, after / 1024, error)
 
 
 def cost_rows(settings: list[tuple[int, ...]]) -> Iterator[list[str]]:
@@ -172,13 +183,13 @@ def cost_rows(settings: list[tuple[int, ...]]) -> Iterator[list[str]]:
         frames, width, height, neighbours, side = setting
         command = [sys.executable, __file__, "--cost-of", *map(str, setting)]  # memory peaks once a process
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        sweep, merge, more, peak, error = map(float, out[-5:])
+        sweep, merge, cpu, more, peak, error = map(float, out[-6:])
         cells = [f"{frames}", f"{width}×{height}", f"{side}", f"{neighbours}"]
-        yield [*cells, f"{sweep:.2f}", f"{merge:.2f}", f"{more:.0f}", f"{peak:.0f}", f"{error:.4f}"]
+        yield [*cells, f"{sweep:.2f}", f"{merge:.2f}", f"{cpu:.2f}", f"{more:.0f}", f"{peak:.0f}", f"{error:.4f}"]
 
 
 def cost(data: Path, runs: Path, most: int | None) -> None:
-    header = ["keyframes", "depth maps", "sweep, px", "neighbours", "sweep, s a keyframe", "merge, s a keyframe"]
+    header = ["keyframes", "depth maps", "sweep, px", "neighbours", "sweep, s a keyframe", "merge", "of CPU"]
     for what, settings in COSTS.items():
         table(f"cost over {what}", [*header, "memory added, MB", "peak, MB", "AbsRel"], cost_rows(settings))
 
@@ -197,9 +208,14 @@ def truth(data: Path, runs: Path, most: int | None) -> None:
     for make in cases:
         case = make()
         found = refined(case, max_side=SIDE)
-        ways: dict[str, Maps] = {"prior": dict(enumerate(case.prior)), "sweep": found.swept, "merged": found.merged}
+        ways = ways_of(case, found)
         table(title(case), ["depth", *FIGURES], ([n, *figures(m, case.truth_m).cells()] for n, m in ways.items()))
         sigma_tables(case, ways)
+
+
+def ways_of(case: Case, found: Refined) -> dict[str, Maps]:
+    prior = dict(enumerate(case.prior))
+    return {"prior": prior, "sweep": found.swept, "agreed": found.agreed, "merged": found.merged}
 
 
 def sigma_tables(case: Case, ways: dict[str, Maps]) -> None:
@@ -241,26 +257,24 @@ def prior_row(case: Case, name: str) -> list[str]:
 
 # -- clips ------------------------------------------------------------------------------------------------------------
 
+STORED = {"prior": "aligned", "sweep": "swept", "agreed": "sure", "merged": "refined"}
+
 
 def clips(data: Path, runs: Path, most: int | None) -> None:
     for name in available(tuple(RECORDINGS), data):
-        run = run_of(name, data, runs)
-        seen, keyframes = truth_of(name, data).depth_m, set(run.load_arrays("cameras")["keyframes"][:most].tolist())
-        posed = set(
-            np.flatnonzero(run.load_arrays("cameras")["posed"])[: None if most is None else max(keyframes)].tolist()
+        run, seen = run_of(name, data, runs), truth_of(name, data).depth_m
+        cameras = run.load_arrays("cameras")
+        keyframes = cameras["keyframes"][:most].tolist()
+        posed = np.flatnonzero(cameras["posed"][: max(keyframes) + 1]).tolist()
+        header = ["frames with truth", "depth", *FIGURES]
+        between = [way for way in STORED if way not in ("sweep", "agreed")]  # other frames than keyframes are not swept
+        rows = (
+            [f"{which} ({len(some)})", way, *figures(Stored(run, STORED[way]), some).cells()]
+            for which, positions, ways in (("keyframes", keyframes, STORED), ("all frames", posed, between))
+            for some in [{p: seen[p] for p in positions if p in seen}]
+            for way in ways
         )
-        where = {"keyframes": keyframes & set(seen), "all frames": posed & set(seen)}
-
-        def rows(run: Any = run, where: Any = where, seen: Any = seen) -> Iterator[list[str]]:
-            for frames, positions in where.items():
-                some = {p: seen[p] for p in sorted(positions)}
-                for label, array in (("prior", "aligned"), ("sweep", "swept"), ("merged", "refined")):
-                    if array == "swept" and frames == "all frames":
-                        continue  # frames between keyframes are not swept
-                    cells = figures(stored(run, array), some).cells()
-                    yield [f"{frames} ({len(some)})", label, *cells]
-
-        table(f"{name}: a finished run", ["frames with truth", "depth", *FIGURES], rows())
+        table(f"{name}: a finished run", header, rows)
 
 
 def available(names: Iterable[str], data: Path) -> list[str]:
