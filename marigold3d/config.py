@@ -112,11 +112,12 @@ class FusionConfig:
     max_depth: float | None = None  # drop what is farther, scene units; None: six times the median depth
     edge_ratio: float = 0.02  # relative depth step between neighbouring pixels that marks a flying pixel
     consistency_ratio: float = 0.03  # relative disagreement with other views that still counts as agreement
+    max_sigma: float = 0.05  # drop pixels more uncertain than this share of their depth, and than twice the typical one
     min_observations: int = 2  # frames that must have seen a voxel
 
     def __post_init__(self) -> None:
         _positive(voxel=self.voxel, max_depth=self.max_depth)
-        _positive(edge_ratio=self.edge_ratio, consistency_ratio=self.consistency_ratio)
+        _positive(edge_ratio=self.edge_ratio, consistency_ratio=self.consistency_ratio, max_sigma=self.max_sigma)
         _at_least(1, min_observations=self.min_observations)
 
 

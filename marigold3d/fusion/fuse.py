@@ -24,6 +24,7 @@ FAR_RATIO = 6.0  # depth beyond this multiple of the clip's median is left out u
 VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth ...
 VOXEL_PIXELS = 1.5  # ... and never finer than so many pixels are apart there
 EDGE_SLOPE = 7.0  # a surface may slant this much before it counts as an edge, whatever the pixels' size
+TYPICAL_SIGMAS = 2.0  # times the clip's typical sigma is never too uncertain: what is only known roughly stays whole
 GRAZING = 0.2  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
 
 
@@ -35,6 +36,7 @@ class FusionReport:
     max_depth: float
     points: int
     dropped_edges: float
+    dropped_uncertain: float
     dropped_inconsistent: float
 
     def as_dict(self) -> dict[str, float | int]:
@@ -64,16 +66,19 @@ def fuse(
     max_depth = config.max_depth or FAR_RATIO * median
     grid = VoxelGrid(config.voxel or max(VOXEL_RATIO, VOXEL_PIXELS / views.camera.fx) * median)
     edge_ratio = max(config.edge_ratio, EDGE_SLOPE / views.camera.fx)
-    pixels = edges = inconsistent = 0
+    max_sigma = max(config.max_sigma, TYPICAL_SIGMAS * _typical_sigma(views))
+    pixels = edges = uncertain = inconsistent = 0
     for done, (row, rgb) in enumerate(colors):
         depth = views.depth(int(views.positions[row]))
         near = depth.restricted_to(depth.depth < max_depth)
         solid = near.restricted_to(~edge_mask(near, edge_ratio))
-        checked = _checked(views, row, solid, median, config)
+        sure = certain(solid, max_sigma)
+        checked = _checked(views, row, sure, median, max_sigma, config)
         _add(grid, checked, rgb, views, row)
         pixels += int(near.valid.sum())
         edges += int(near.valid.sum() - solid.valid.sum())
-        inconsistent += int(solid.valid.sum() - checked.valid.sum())
+        uncertain += int(solid.valid.sum() - sure.valid.sum())
+        inconsistent += int(sure.valid.sum() - checked.valid.sum())
         yield Progress("fuse", done + 1, len(views.positions))
     cloud = grid.cloud(min(config.min_observations, len(views.positions)), views.units)
     cloud = cloud.select(supported(cloud.points, grid.voxel))
@@ -83,25 +88,46 @@ def fuse(
             "--min-observations 1"
         )
     share = 1 / max(pixels, 1)
-    return cloud, FusionReport(grid.voxel, max_depth, len(cloud), edges * share, inconsistent * share)
+    return cloud, FusionReport(
+        grid.voxel, max_depth, len(cloud), edges * share, uncertain * share, inconsistent * share
+    )
 
 
 def median_depth(views: FusionInput, samples: int = 12) -> float:
     """Median depth over a few views: the scene's own unit of length."""
-    picks = np.unique(np.linspace(0, len(views.positions) - 1, samples).round().astype(int))
-    maps = [views.depth(int(views.positions[i])) for i in picks]
-    values = [float(np.median(m.depth[m.valid])) for m in maps if m.valid.any()]
+    values = [float(np.median(m.depth[m.valid])) for m in _some_maps(views, samples)]
     if not values:
         raise GeometryError("no frame has valid depth to fuse")
     return float(np.median(values))
 
 
-def _checked(views: FusionInput, row: int, depth: DepthMap, median: float, config: FusionConfig) -> DepthMap:
+def certain(depth: DepthMap, max_sigma: float) -> DepthMap:
+    """The pixels whose sigma is at most this share of their depth; all where the map has no sigma."""
+    if depth.sigma is None:
+        return depth
+    return depth.restricted_to(depth.sigma <= max_sigma * depth.depth)
+
+
+def _typical_sigma(views: FusionInput, samples: int = 12) -> float:
+    """Median over a few views of sigma as a share of depth."""
+    values = [float(np.median((m.sigma / m.depth)[m.valid])) for m in _some_maps(views, samples) if m.sigma is not None]
+    return float(np.median(values)) if values else 0.0
+
+
+def _some_maps(views: FusionInput, samples: int) -> Iterator[DepthMap]:
+    picks = np.unique(np.linspace(0, len(views.positions) - 1, samples).round().astype(int))
+    maps = (views.depth(int(views.positions[i])) for i in picks)
+    return (m for m in maps if m.valid.any())
+
+
+def _checked(
+    views: FusionInput, row: int, depth: DepthMap, median: float, max_sigma: float, config: FusionConfig
+) -> DepthMap:
     """The depth map with what other views contradict removed, and averaged with what they confirm."""
     rows = neighbour_positions(views.T_world_camera, row, median, NEIGHBOURS)
     if not rows:
         return depth
-    others = [View(views.depth(int(views.positions[i])), views.T_world_camera[i]) for i in rows]
+    others = [View(certain(views.depth(int(views.positions[i])), max_sigma), views.T_world_camera[i]) for i in rows]
     verdict = compare(View(depth, views.T_world_camera[row]), others, views.camera, config.consistency_ratio)
     keep = depth.valid & consistent(verdict, len(others), config.min_observations)
     return DepthMap(np.where(keep, verdict.depth, depth.depth).astype(np.float32), keep, verdict.sigma)
