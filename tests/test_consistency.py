@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marigold3d.multiview.consistency import View, compare, consistent, neighbour_positions
+from marigold3d.multiview.consistency import View, carried, clear_of_edges, compare, consistent, neighbour_positions
 from marigold3d.types import DepthMap
 from tests import synthetic
 
@@ -139,3 +139,40 @@ def test_neighbours_are_near_face_the_same_way_and_are_spread() -> None:
 
 def test_a_lonely_view_has_no_neighbours() -> None:
     assert neighbour_positions(np.eye(4)[None], 0, 2.0, 6) == []
+
+
+def test_carried_depth_is_the_depth_of_the_frame_it_is_carried_to(views: list[View]) -> None:
+    here = views[2]
+    found = carried([views[1], views[3]], here.T_world_camera, synthetic.camera())
+    assert found.valid.mean() > 0.8
+    off = np.abs(found.depth / np.maximum(here.depth.depth, 1e-9) - 1)[found.valid]
+    assert np.median(off) < 0.01
+    assert (off < 0.05).mean() > 0.95  # beside outlines a pixel's ray may pass the ball
+    assert found.sigma is not None
+    assert (found.sigma[found.valid] > 0).all()
+
+
+def test_carried_to_itself_a_map_is_itself_and_what_is_invalid_stays_away(views: list[View]) -> None:
+    holed = DepthMap(
+        views[0].depth.depth, np.arange(views[0].depth.depth.size).reshape(views[0].depth.depth.shape) % 3 > 0
+    )
+    found = carried([View(holed, views[0].T_world_camera)], views[0].T_world_camera, synthetic.camera())
+    np.testing.assert_array_equal(found.valid, holed.valid)
+    np.testing.assert_allclose(found.depth[holed.valid], holed.depth[holed.valid], rtol=1e-5)
+    assert not carried([], views[0].T_world_camera, synthetic.camera()).valid.any()
+
+
+def test_the_nearest_surface_is_carried(views: list[View]) -> None:
+    behind = with_depth(views[1], 2 * views[1].depth.depth)
+    T = views[1].T_world_camera
+    found = carried([behind, views[1]], T, synthetic.camera())
+    np.testing.assert_allclose(found.depth[found.valid], views[1].depth.depth[found.valid], rtol=1e-4)
+
+
+def test_the_near_side_of_an_outline_is_not_clear() -> None:
+    depth = np.full((20, 30), 2.0, np.float32)
+    depth[:, 15:] = 3.0
+    clear = clear_of_edges(DepthMap(depth, depth > 0), 3)
+    assert not clear[:, 12:15].any()
+    assert clear[:, :12].all()
+    assert clear[:, 15:].all(), "the farther side is"
