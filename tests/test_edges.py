@@ -1,4 +1,4 @@
-"""Smoothing along an image's surfaces: constants stay, weights cancel, edges stop it, its reach is what was asked for."""
+"""Smoothing along surfaces: constants stay, weights cancel, edges of the image stop it, its reach is as asked."""
 
 from __future__ import annotations
 

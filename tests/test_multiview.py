@@ -183,13 +183,14 @@ def test_units_do_not_matter(clip: synthetic.Clip, views: list[SweepView]) -> No
     assert np.median(error(hundred.depth / 100, one.depth)) < 1e-4
 
 
-def test_without_texture_the_prior_stands(clip: synthetic.Clip, views: list[SweepView]) -> None:
-    blank = [SweepView(np.full_like(v.rgb, 128), v.T_world_camera) for v in views[3:6]]
-    truth = clip.frames[4][1]
-    found = sweep(blank[1], [blank[0], blank[2]], CAMERA, truth, 0.1)
-    inner = np.s_[20:-20, 30:-30]  # seen by both; elsewhere a hypothesis can win by leaving the image
-    np.testing.assert_allclose(found.depth[inner], truth[inner], rtol=0.03)
-    assert found.score.max() < 0.1
+def test_without_texture_nothing_is_believed_and_the_prior_stands(clip: synthetic.Clip) -> None:
+    prior = bent_clip(clip)
+    kept = Kept(prior)
+    blank = [np.full((120, 160, 3), 128, np.uint8) for _ in clip.frames]
+    agreed, _ = refine(keyframes(clip.T_world_camera, list(range(9))), kept, Images(blank))
+    assert agreed == 0
+    assert max(swept.score.max() for swept in kept.swept.values()) < 0.1
+    assert all(kept.refined[i] is prior[i] for i in range(9))
 
 
 # -- merging ----------------------------------------------------------------------------------------------------------

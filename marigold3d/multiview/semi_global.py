@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SMALL_STEP, LARGE_STEP = 0.08, 1.2  # penalties for a change of one hypothesis between neighbours, and of more
+SMALL_STEP, LARGE_STEP = 0.04, 0.8  # penalties for a change of one hypothesis between neighbours, and of more
 EDGE = 20.0  # a grey step of 1 / EDGE halves the larger penalty: surfaces end where the image changes
 BEST_SIGMA = 0.25  # hypotheses' steps: no match is better than a quarter of one
 

@@ -1,9 +1,10 @@
 """Plane sweep around an aligned prior: other views decide; the prior says where to look.
 
-Hypotheses are factors on the prior's depth, not fronto-parallel planes: matching windows then follow the prior's
-slants, and smoothness between neighbouring pixels means "keep the prior's shape". Three levels, each around the result
-of the one before: a quarter of the size in colour, over a band so wide that a prior wrong by a factor of four is
-escaped; then half and full size in narrow bands. The prior's pull is bounded: it settles what matching leaves open.
+Three levels, each around the result of the one before. The first, at a quarter of the size and in colour, searches
+planes parallel to the image over all depths that the prior has and well beyond, so that neither a wrong prior nor its
+blurred outlines leave a trace. The others, at half and full size, try factors on what was found: matching windows then
+follow its slants, and smoothness between pixels means "keep this shape". The prior's pull is weak and bounded: it
+settles what matching leaves open.
 """
 
 from __future__ import annotations
@@ -24,25 +25,31 @@ PRIOR_PULL = 0.015  # cost of a hypothesis one prior sigma away ...
 FARTHEST_PULL = 3.0  # ... growing with the square up to so many sigmas
 LEAST_PRIOR_SIGMA = 0.15  # relative: an aligned prior's own sigma says little of what stands out of its blurred shape
 WIDEST_PRIOR_SIGMA = 0.6
+PLANES_SIGMA = 3.0  # times the prior's sigma, in the first level
+MOST_PLANES = 96
 PLAIN_FIT, TEXTURED_FIT = -0.1, 0.2  # scores from which depth explains a view, without texture and with much
 
 
 @dataclass(frozen=True)
 class Level:
-    """One pass: the image is `reduced` by this, hypotheses span `nearest` to `farthest` (log depth) by `step`."""
+    """One pass: the image is `reduced` by this; hypotheses span `nearest` to `farthest` (log depth) by `step`.
+
+    planes: they are planes, about the prior's range of depths; else factors on the depth found so far.
+    """
 
     reduced: int
     colour: bool
     nearest: float
     farthest: float
     step: float
-
-    def offsets(self, widened: float) -> torch.Tensor:
-        """(K,) hypotheses, log of depth over the level's start."""
-        return widened * torch.arange(self.nearest, self.farthest + self.step / 2, self.step)
+    planes: bool = False
 
 
-LEVELS = (Level(4, True, -1.5, 0.8, 0.05), Level(2, False, -0.3, 0.3, 0.025), Level(1, False, -0.06, 0.06, 0.01))
+LEVELS = (
+    Level(4, True, -1.2, 0.6, 0.05, planes=True),
+    Level(2, False, -0.3, 0.3, 0.025),
+    Level(1, False, -0.06, 0.06, 0.01),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +76,17 @@ def sweep(
     with torch.inference_mode():
         full = torch.as_tensor(prior, device=where)[None, None]
         bend = torch.zeros((1, 1), device=where)  # log of the depth found over the prior's
-        for number, level in enumerate(levels):
+        for level in levels:
             size = max(16, camera.width // level.reduced), max(16, camera.height // level.reduced)
             matcher = Matcher(view, others, camera.scaled_to(*size), where, colour=level.colour)
             z = _resized(full, matcher.shape)
             bend = _enlarged(bend, matcher.shape)
-            widened = max(1.0, pull / (2 * LEAST_PRIOR_SIGMA)) if number == 0 else 1.0
-            more, score, sigma = _search(matcher, z, bend, level.offsets(widened).to(where), pull)
-            bend = bend + more
+            matcher.equalise(z * torch.exp(bend))
+            if level.planes:
+                bend, score, sigma = _search(matcher, z, *_planes(z, level, pull), PLANES_SIGMA * pull)
+            else:
+                offsets = torch.arange(level.nearest, level.farthest + level.step / 2, level.step, device=where)
+                bend, score, sigma = _search(matcher, z, bend, offsets, pull)
         return SweepResult(*(x.cpu().numpy() for x in (z * torch.exp(bend), sigma, score)))
 
 
@@ -98,15 +108,24 @@ def explained(
         return found
 
 
+def _planes(z: torch.Tensor, level: Level, pull: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One plane over the prior's depth z (H, W), in log depth, and the offsets (K,) of all planes from it."""
+    near, middle, far = torch.log(torch.quantile(z, torch.tensor([0.02, 0.5, 0.98], device=z.device))).tolist()
+    widened = max(1.0, pull / (2 * LEAST_PRIOR_SIGMA))
+    first, last = near - middle + widened * level.nearest, far - middle + widened * level.farthest
+    count = min(MOST_PLANES, round((last - first) / (widened * level.step)) + 1)
+    return middle - torch.log(z), torch.linspace(first, last, count, device=z.device)
+
+
 def _search(
-    matcher: Matcher, z: torch.Tensor, bend: torch.Tensor, offsets: torch.Tensor, pull: float
+    matcher: Matcher, z: torch.Tensor, start: torch.Tensor, offsets: torch.Tensor, pull: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What to add to `bend` (H, W), the score and sigma (H, W) there."""
-    matcher.equalise(z * torch.exp(bend))
-    from_prior = bend + offsets[:, None, None]  # (K, H, W)
+    """Log of the depth found over the prior's z (H, W), from `start` (H, W) and offsets (K,); score and sigma there."""
+    from_prior = start + offsets[:, None, None]  # (K, H, W)
     score = matcher.scores(z * torch.exp(from_prior))
     far = (from_prior / pull).square_().clamp_max_(FARTHEST_PULL**2)
-    return sub_step(semi_global(1 - score + PRIOR_PULL * far, matcher.gray), score, offsets)
+    more, reached, sigma = sub_step(semi_global(1 - score + PRIOR_PULL * far, matcher.gray), score, offsets)
+    return start + more, reached, sigma
 
 
 def _resized(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
