@@ -27,6 +27,8 @@ from .job import Cameras, DepthStore, Job, digest
 from .scene import fusion_views
 
 LEAST_PARALLAX = 0.5  # share of the keyframes that must have two others to be matched with
+CHECKED_SIDE = 320  # px, the pictures' longer side for which INCONSISTENT_PX was set
+LEAST_FOUND = 0.4  # share of the points of one view that should be found in others: 0.7 to 0.85 under good poses
 LEAST_AGREED = 0.02  # share of the pixels that sweeps must agree on: less is chance
 
 
@@ -173,12 +175,15 @@ def _in_line(job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, d
         return aligned.get(int(keys.positions[i]))
 
     found = yield from photometric_residual(grays, keys.T_world_camera, camera, depth, device=device)
-    report["photometric_residual_px"] = round(found.across_px, 3)
+    report["photometric_residual_px"] = round(found.across_px, 3) if found.matches else None
+    report["photometric_matches"] = round(found.matches / max(found.tried, 1), 3)
     if not config.poses:
-        if found.across_px > INCONSISTENT_PX:
+        off = found.across_px > INCONSISTENT_PX * max(camera.width, camera.height) / CHECKED_SIDE
+        if off or report["photometric_matches"] < LEAST_FOUND:
             job.warn(
-                f"the imported poses do not fit the pictures: matches lie {found.across_px:.1f} px off the lines the "
-                "poses allow; --refine-poses adjusts them, and without --poses they are found from the clip"
+                f"the imported poses do not fit the pictures: {found.matches} of {found.tried} points of one view are "
+                f"found in another, {found.across_px:.1f} px off the lines that the poses allow; --refine-poses adjusts "
+                "poses that are nearly right, and without --poses they are found from the clip"
             )
         return cameras
     stated = job.config.camera != CameraConfig()  # a focal length that was given is not touched
