@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,12 +96,14 @@ class Refinement:
     def sweep(self) -> Steps[None]:
         """Sweep every keyframe."""
         todo = [i for position, i in self._rows.items() if self.depths.swept(position) is None]
-        pictures = self.pictures if todo else []
+        if not todo:
+            return
+        views, pictures = self.views, self.pictures  # made here, used by workers
         positions = list(self._rows)
 
         def one(number: int) -> SweepResult:
             i = todo[number]
-            near = [pictures[j] for j in self.views.of(i, self.config.neighbours)]
+            near = [pictures[j] for j in views.of(i, self.config.neighbours)]
             prior = self._prior(positions[i])
             if not near or not prior.valid.any():
                 zero = np.zeros_like(prior.depth)
@@ -214,13 +217,37 @@ class Refinement:
     ) -> Steps[None]:
         """Merge and keep the frames that are not kept yet."""
         todo = [position for position in positions if self.depths.share(position) is None]
-        before = len(positions) - len(todo)
-        for done, (position, rgb) in enumerate(zip(todo, self.images(todo), strict=True)):
+        if not todo:
+            return
+        _ = self.views, self.pictures  # made here once, not by two workers at a time
+        frames = _InTurn(self.images(todo))
+
+        def one(number: int) -> tuple[DepthMap, float]:
+            position, rgb = todo[number], frames[number]
             aligned, prior = self.depths.aligned(position), self._prior(position)
             merged = merge(prior, evidence(position, rgb), shrunk(rgb, *self._size))
             depth = aligned if merged.depth is prior else enlarged(merged.depth, prior, aligned, rgb)
-            self.depths.keep(position, depth, float(merged.from_views.mean()))
-            yield Progress(stage, before + done + 1, len(positions), FramePreview(position, depth.depth))
+            return depth, float(merged.from_views.mean())
+
+        before = len(positions) - len(todo)
+        for number, (depth, share) in enumerate(in_parallel(one, len(todo), choose_device(self.device))):
+            self.depths.keep(todo[number], depth, share)
+            yield Progress(stage, before + number + 1, len(positions), FramePreview(todo[number], depth.depth))
+
+
+class _InTurn:
+    """An iterator's items by number, for workers that ask for them a little out of turn."""
+
+    def __init__(self, items: Iterator[NDArray[np.uint8]]) -> None:
+        self._items, self._lock = enumerate(items), Lock()
+        self._waiting: dict[int, NDArray[np.uint8]] = {}
+
+    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+        with self._lock:
+            while number not in self._waiting:
+                at, item = next(self._items)
+                self._waiting[at] = item
+            return self._waiting.pop(number)
 
 
 def believed(swept: SweepResult) -> DepthMap:
