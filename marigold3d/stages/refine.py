@@ -182,8 +182,8 @@ def _in_line(job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, d
         if off or report["photometric_matches"] < LEAST_FOUND:
             job.warn(
                 f"the imported poses do not fit the pictures: {found.matches} of {found.tried} points of a view are "
-                f"found in another, {found.across_px:.1f} px off the lines that the poses allow; --refine-poses adjusts "
-                "poses that are nearly right, and without --poses they are found from the clip"
+                f"found in another, {found.across_px:.1f} px off the lines that the poses allow; --refine-poses "
+                "adjusts poses that are nearly right, and without --poses they are found from the clip"
             )
         return cameras
     stated = job.config.camera != CameraConfig()  # a focal length that was given is not touched
