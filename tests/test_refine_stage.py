@@ -454,12 +454,10 @@ def test_exact_poses_are_left_alone(whole: Swept, scene: Scene, count: Count, co
 # -- known to fail ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="depth is refined although the poses are known not to fit, and becomes worse")
 def test_poses_of_another_path_leave_the_aligned_depth(backwards: Swept) -> None:
     assert products_show(backwards.run, "aligned")
 
 
-@pytest.mark.xfail(reason="run.json gets NaN where no match was found, and invalid pixels are divided by")
 def test_a_clip_without_texture_is_said_to_be(count: Count, scene: Scene, tmp_path: Path) -> None:
     grey = Scene(scene.clip, tmp_path)
     write_video(grey.video, (np.full_like(rgb, 128) for rgb, _ in scene.clip.frames), synthetic.FPS)

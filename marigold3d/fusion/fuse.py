@@ -110,7 +110,9 @@ def certain(depth: DepthMap, max_sigma: float) -> DepthMap:
 
 def _typical_sigma(views: FusionInput, samples: int = 12) -> float:
     """Median over a few views of sigma as a share of depth."""
-    values = [float(np.median((m.sigma / m.depth)[m.valid])) for m in _some_maps(views, samples) if m.sigma is not None]
+    values = [
+        float(np.median(m.sigma[m.valid] / m.depth[m.valid])) for m in _some_maps(views, samples) if m.sigma is not None
+    ]
     return float(np.median(values)) if values else 0.0
 
 

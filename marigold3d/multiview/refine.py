@@ -108,7 +108,9 @@ class Refinement:
             if not near or not prior.valid.any():
                 zero = np.zeros_like(prior.depth)
                 return SweepResult(zero, zero + 1, zero)
-            sigma = 0.0 if prior.sigma is None else float(np.median((prior.sigma / prior.depth)[prior.valid]))
+            sigma = (
+                0.0 if prior.sigma is None else float(np.median(prior.sigma[prior.valid] / prior.depth[prior.valid]))
+            )
             filled = np.where(prior.valid, prior.depth, np.median(prior.depth[prior.valid])).astype(np.float32)
             return sweep(pictures[i], near, self.camera, filled, sigma, self.device)
 

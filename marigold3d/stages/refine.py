@@ -28,6 +28,7 @@ from .scene import fusion_views
 
 LEAST_PARALLAX = 0.5  # share of the keyframes that must have two others to be matched with
 CHECKED_SIDE = 320  # px, the pictures' longer side for which INCONSISTENT_PX was set
+HOPELESS = 1.5  # times INCONSISTENT_PX: matching under such poses makes depth worse, as tried on rendered clips
 LEAST_FOUND = 0.4  # share of the points of one view that should be found in others: 0.7 to 0.85 under good poses
 LEAST_AGREED = 0.02  # share of the pixels that sweeps must agree on: less is chance
 
@@ -48,7 +49,9 @@ def refine_depth(
         job.warn("refinement skipped: the keyframes have too little parallax to be matched")
         return cameras, aligned
     if config.poses or job.config.poses.source == "file":
-        cameras = yield from _in_line(job, keys, cameras, aligned, device)
+        given, (cameras, fit) = cameras, (yield from _in_line(job, keys, cameras, aligned, device))
+        if not fit:
+            return given, aligned
         keys = _keyframes(scan, cameras, aligned)
     work = _Work.open(job, scan, cameras, aligned)
     refinement = Refinement(keys, work.access(), work.images, config, device)
@@ -63,7 +66,8 @@ def refine_depth(
     report["share_from_views"] = round((yield from refinement.merge_keyframes()), 4)
     between = np.setdiff1d(np.flatnonzero(cameras.posed), keys.positions)
     yield from refinement.merge_between(between, cameras.T_world_camera)
-    report["held_out"] = _held_out_error(keys, work.refined, points, job.config.align.held_out)
+    if not report.get("adjusted_poses", {}).get("kept"):  # the points were triangulated under the poses given
+        report["held_out"] = _held_out_error(keys, work.refined, points, job.config.align.held_out)
     job.run.end_stage("refine")
     return cameras, work.refined
 
@@ -164,8 +168,13 @@ class _Work:
         return None if share is None else float(share[0, 0])
 
 
-def _in_line(job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, device: str) -> Steps[Cameras]:
-    """Poses measured against the pictures: imported ones that do not fit are named, and adjusted where asked for."""
+def _in_line(
+    job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, device: str
+) -> Steps[tuple[Cameras, bool]]:
+    """Poses measured against the pictures, adjusted where asked for; and whether they fit well enough to match by.
+
+    Imported ones that do not fit are named. Views matched under poses that are far off agree on wrong depth.
+    """
     config, report = job.config.refine, job.report["refinement"]
     camera = keys.camera.scaled_to(*sweep_size(keys.camera, config.max_side))
     frames = job.video.frames_at(keys.positions.tolist(), max_side=job.config.video.max_side)
@@ -177,26 +186,34 @@ def _in_line(job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, d
     found = yield from photometric_residual(grays, keys.T_world_camera, camera, depth, device=device)
     report["photometric_residual_px"] = round(found.across_px, 3) if found.matches else None
     report["photometric_matches"] = round(found.matches / max(found.tried, 1), 3)
+    limit_px = INCONSISTENT_PX * max(camera.width, camera.height) / CHECKED_SIDE
+    lost = report["photometric_matches"] < LEAST_FOUND
+    fit = not (lost or found.across_px > HOPELESS * limit_px)
     if not config.poses:
-        off = found.across_px > INCONSISTENT_PX * max(camera.width, camera.height) / CHECKED_SIDE
-        if off or report["photometric_matches"] < LEAST_FOUND:
+        if lost or found.across_px > limit_px:
             job.warn(
                 f"the imported poses do not fit the pictures: {found.matches} of {found.tried} points of a view are "
-                f"found in another, {found.across_px:.1f} px off the lines that the poses allow; --refine-poses "
-                "adjusts poses that are nearly right, and without --poses they are found from the clip"
+                f"found in another, {found.across_px:.1f} px off the lines that the poses allow"
+                + ("" if fit else ", so depth is left as aligned")
+                + "; --refine-poses adjusts poses that are nearly right, without --poses they are found from the clip"
             )
-        return cameras
+        return cameras, fit
     stated = job.config.camera != CameraConfig()  # a focal length that was given is not touched
     adjusted = yield from adjust_poses(grays, keys.T_world_camera, camera, depth, focal=not stated, device=device)
     report["adjusted_poses"] = {
         "kept": adjusted.kept,
         "reason": adjusted.reason,
-        "held_out_rms_px": [round(adjusted.rms_before_px, 3), round(adjusted.rms_after_px, 3)],
+        "held_out_rms_px": [
+            round(rms, 3) if np.isfinite(rms) else None for rms in (adjusted.rms_before_px, adjusted.rms_after_px)
+        ],
         "focal_factor": round(adjusted.focal_factor, 5),
     }
     if not adjusted.kept:
-        job.warn(f"the poses were not adjusted: {adjusted.reason}")
-        return cameras
+        job.warn(
+            f"the poses were not adjusted: {adjusted.reason}"
+            + ("" if fit else "; refinement skipped: views cannot be matched under poses that do not fit")
+        )
+        return cameras, fit
     # Frames between keyframes move with them: the correction in the camera's own frame is interpolated.
     correction = inverse(keys.T_world_camera) @ adjusted.T_world_camera
     positions = keys.positions.astype(float)
@@ -205,4 +222,4 @@ def _in_line(job: Job, keys: Keyframes, cameras: Cameras, aligned: DepthStore, d
     T[posed] = T[posed] @ interpolate(positions, correction, posed.clip(positions[0], positions[-1]).astype(float))
     K = cameras.intrinsics
     f = adjusted.focal_factor
-    return replace(cameras, intrinsics=replace(K, fx=K.fx * f, fy=K.fy * f), T_world_camera=T)
+    return replace(cameras, intrinsics=replace(K, fx=K.fx * f, fy=K.fy * f), T_world_camera=T), True
