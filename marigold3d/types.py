@@ -159,6 +159,9 @@ class RelativeDepth:
         )
 
 
+UNSTATED_SIGMA = 0.05  # relative standard deviation of depth maps that come without one
+
+
 @dataclass(frozen=True, eq=False)
 class DepthMap:
     """Aligned depth: z in scene units (H, W) float32, `valid` (H, W) bool, `sigma` (H, W) float32 in scene units."""
@@ -173,6 +176,11 @@ class DepthMap:
         _require(self.sigma is None or self.sigma.shape == self.depth.shape, "`sigma` must have the shape of the depth")
         depth = self.depth[self.valid]
         _require(bool(np.all(np.isfinite(depth) & (depth > 0))), "valid depth must be finite and positive")
+
+    @property
+    def sigma_or_typical(self) -> FloatImage:
+        """(H, W): sigma, or a typical share of the depth where the map has none."""
+        return UNSTATED_SIGMA * self.depth if self.sigma is None else self.sigma
 
     def scaled(self, factor: float) -> DepthMap:
         """The same surfaces in units `factor` times finer."""

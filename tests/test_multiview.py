@@ -10,10 +10,11 @@ import torch
 
 from marigold3d.config import RefineConfig
 from marigold3d.depth.device import in_parallel
-from marigold3d.multiview.matching import Matcher, SweepView, box, distorted, shrunk
-from marigold3d.multiview.merge import Evidence, enlarged, merge, reduced
+from marigold3d.multiview.matching import Matcher, SweepView, box, distorted
+from marigold3d.multiview.merge import Evidence, enlarged, merge
 from marigold3d.multiview.refine import DepthAccess, Keyframes, Refinement, sweep_size
 from marigold3d.multiview.semi_global import semi_global, sub_step
+from marigold3d.multiview.sizes import reduced, shrunk
 from marigold3d.multiview.sweep import SweepResult, sweep
 from marigold3d.progress import run
 from marigold3d.types import DepthMap, Intrinsics

@@ -142,5 +142,5 @@ def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: Fusion
     ray = T[:3, 3].astype(np.float32) - points
     cosine = np.einsum("hwc,hwc->hw", ray, normals) / np.maximum(np.linalg.norm(ray, axis=2), 1e-12)
     keep = depth.valid & (cosine > GRAZING)
-    sigma = np.full(depth.depth.shape, 0.05, np.float32) * depth.depth if depth.sigma is None else depth.sigma
-    grid.add(points[keep], rgb[keep], normals[keep], sigma[keep], int(views.indices[row]))
+    sigma = depth.sigma_or_typical[keep]
+    grid.add(points[keep], rgb[keep], normals[keep], sigma, int(views.indices[row]))

@@ -104,8 +104,7 @@ def _pixels(
 
 def _sigma(depth: DepthMap) -> NDArray[np.float32]:
     """Sigma with a floor of half a per cent, so that no pixel outvotes all others; 5 % where the map has none."""
-    share = 0.05 * depth.depth if depth.sigma is None else depth.sigma
-    return np.maximum(share, 0.005 * np.maximum(depth.depth, 1e-6)).astype(np.float32)
+    return np.maximum(depth.sigma_or_typical, 0.005 * np.maximum(depth.depth, 1e-6)).astype(np.float32)
 
 
 def carried(sources: Sequence[View], T_world_camera: Array, camera: Intrinsics) -> DepthMap:

@@ -146,12 +146,3 @@ def distorted(
     r2 = x * x + y * y
     radial = 1 + r2 * (k1 + k2 * r2)
     return x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
-
-
-def shrunk(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """rgb (H, W, 3) as (height, width, 3), area-filtered."""
-    if rgb.shape[:2] == (height, width):
-        return rgb
-    image = torch.tensor(rgb, dtype=torch.float32).permute(2, 0, 1)[None]
-    small = F.interpolate(image, size=(height, width), mode="area")[0].permute(1, 2, 0)
-    return small.round_().to(torch.uint8).numpy()  # type: ignore[no-any-return]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from ..align.field import fit_field, grid_shape
-from ..types import BoolImage, DepthMap, FloatImage
+from ..types import UNSTATED_SIGMA, BoolImage, DepthMap, FloatImage
 from .consistency import clear_of_edges
 from .edges import Edges
-from .matching import shrunk
+from .sizes import resized, shrunk
 
 FIELD_COLUMNS = 24
 FIELD_SAMPLES, FIELD_LEAST = 4000, 100
@@ -117,21 +117,6 @@ def enlarged(merged: DepthMap, prior: DepthMap, aligned: DepthMap, rgb: NDArray[
     return DepthMap(depth, valid | holes, (depth * sigma).astype(np.float32))
 
 
-def reduced(depth: DepthMap, width: int, height: int) -> DepthMap:
-    """The map at another size by nearest pixels: no depth is made up between two surfaces."""
-    sigma = None if depth.sigma is None else resized(depth.sigma, width, height)
-    return DepthMap(resized(depth.depth, width, height), resized(depth.valid, width, height), sigma)
-
-
-def resized(image: NDArray, width: int, height: int) -> NDArray:  # type: ignore[type-arg]
-    """An image (h, w) at (height, width) by nearest pixels."""
-    rows, columns = (
-        ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-        for source, target in zip(image.shape, (height, width), strict=True)
-    )
-    return image[np.ix_(rows, columns)]
-
-
 def _bent(prior: DepthMap, known: FloatImage, sigma: FloatImage, sure: BoolImage) -> tuple[FloatImage, FloatImage]:
     """The prior (H, W) bent to what is known where sure, and the relative sigma of that; 1 where there is no prior."""
     height, width = known.shape
@@ -150,5 +135,5 @@ def _bent(prior: DepthMap, known: FloatImage, sigma: FloatImage, sure: BoolImage
 def _share(depth: DepthMap) -> FloatImage:
     """Relative sigma (H, W); 5 % where the map has none."""
     if depth.sigma is None:
-        return np.full_like(depth.depth, 0.05)
+        return np.full_like(depth.depth, UNSTATED_SIGMA)
     return np.where(depth.valid, depth.sigma / np.maximum(depth.depth, 1e-12), 1.0).astype(np.float32)

@@ -18,6 +18,7 @@ from ..camera import project, ray_grid
 from ..errors import InputError
 from ..rigid import inverse
 from ..types import Array, BoolImage, DepthMap, Intrinsics
+from .sizes import reduced
 
 COLUMNS = 20  # of the coarse grid of scene points of a view
 MIN_OVERLAP = 0.4  # share of the view's points that another must see
@@ -167,10 +168,8 @@ def chosen(pairing: Pairing, count: int) -> list[int]:
 
 def coarse_depth(depth: DepthMap, columns: int, rows: int) -> Array:
     """(rows, columns) z at the pixels under the centres of the cells, NaN where they are invalid."""
-    height, width = depth.depth.shape
-    row, column = (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns
-    at = np.ix_(row.astype(int), column.astype(int))
-    return np.where(depth.valid[at], depth.depth[at], np.nan)
+    coarse = reduced(depth, columns, rows)
+    return np.where(coarse.valid, coarse.depth, np.nan)
 
 
 def _median(values: Array, where: BoolImage, otherwise: float) -> Array:

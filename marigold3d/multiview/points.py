@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 from ..camera import normalised, project
 from ..rigid import inverse, transform
 from ..types import Array, DepthMap, FloatImage, Intrinsics
+from .sizes import reduced
 
 HALF = 4  # px: windows are 9x9
 CELL = 16  # px: one point, the best textured, of every such square
@@ -78,9 +79,8 @@ class Picture:
 def find_points(frame: int, picture: Picture, depth: DepthMap, cell: int = CELL) -> Points:
     """The best textured pixel of every cell whose window lies on one surface of `depth` (any size, same view)."""
     height, width = picture.gray.shape
-    rows = ((np.arange(height) + 0.5) * depth.depth.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * depth.depth.shape[1] / width).astype(np.intp)
-    z, valid = depth.depth[np.ix_(rows, columns)], depth.valid[np.ix_(rows, columns)]
+    depth = reduced(depth, width, height)
+    z, valid = depth.depth, depth.valid
     log_z = np.log(np.where(valid, z, 1.0))
     window = 2 * HALF + 1
     flat = maximum_filter(log_z, window) - minimum_filter(log_z, window) < FLAT
@@ -98,7 +98,7 @@ def find_points(frame: int, picture: Picture, depth: DepthMap, cell: int = CELL)
     rho = 1 / z[row, column].astype(float)
     share = np.full(len(rho), DEPTH_SHARE)
     if depth.sigma is not None:
-        share = depth.sigma[np.ix_(rows, columns)][row, column] * rho
+        share = depth.sigma[row, column] * rho
     return Points(np.full(len(rho), frame), np.stack([column, row], 1) + 0.5, rho, share * rho)
 
 

@@ -16,9 +16,10 @@ from ..depth.device import choose_device, in_parallel
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics
 from .consistency import View, carried, compare, neighbour_positions
-from .matching import SweepView, shrunk
-from .merge import Evidence, enlarged, merge, reduced
+from .matching import SweepView
+from .merge import Evidence, enlarged, merge
 from .neighbours import MatchingViews
+from .sizes import reduced, shrunk
 from .sweep import SweepResult, explained, sweep
 
 MIN_SCORE = 0.3  # under which a sweep's pixel is not believed, whoever agrees
@@ -89,7 +90,7 @@ class Refinement:
     def pictures(self) -> list[SweepView]:
         """(M,) the keyframes as they are matched."""
         pairs = zip(self.images(list(self._rows)), self.keys.T_world_camera, strict=True)
-        return [self._picture(rgb, T) for rgb, T in pairs]
+        return [SweepView(shrunk(rgb, *self._size), T) for rgb, T in pairs]
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class Refinement:
 
     def merge_keyframes(self) -> Steps[float]:
         """Merge every keyframe's prior with what the views say; the share of its pixels that they decided."""
-        yield from self._merge_all("refine", list(self._rows), self._of_keyframe)
+        yield from self._merge_all("refine", list(self._rows), lambda p, _: self._of_keyframe(p))
         return float(np.mean([self.depths.share(position) or 0.0 for position in self._rows])) if self._rows else 0.0
 
     def merge_between(self, positions: NDArray[np.int64], T_world_camera: Array) -> Steps[None]:
@@ -155,7 +156,7 @@ class Refinement:
 
     # -- evidence -----------------------------------------------------------------------------------------------------
 
-    def _of_keyframe(self, position: int, rgb: NDArray[np.uint8]) -> Evidence:
+    def _of_keyframe(self, position: int) -> Evidence:
         i, swept, own = self._rows[position], self._swept(position), self.depths.sure(position)
         others = carried(self._sure(self._around(i, CARRIED_FROM)), self.keys.T_world_camera[i], self.camera)
         near = [self.pictures[j] for j in self.views.of(i, FIT_VIEWS)]
@@ -163,7 +164,7 @@ class Refinement:
         return Evidence(sure, swept.depth, np.where(swept.depth > 0, swept.score.clip(0, 1), 0))
 
     def _of_frame_between(self, position: int, rgb: NDArray[np.uint8], T_world_camera: Array) -> Evidence:
-        view = self._picture(rgb, T_world_camera)
+        view = SweepView(rgb, T_world_camera)
         after, M = int(np.searchsorted(self.keys.positions, position)), len(self._rows)
         near = range(max(0, after - BETWEEN_FROM), min(M, after + BETWEEN_FROM))
         beside = [j for j in (after - 1, after) if 0 <= j < M]
@@ -203,9 +204,6 @@ class Refinement:
     def _prior(self, position: int) -> DepthMap:
         return reduced(self.depths.aligned(position), *self._size)
 
-    def _picture(self, rgb: NDArray[np.uint8], T_world_camera: Array) -> SweepView:
-        return SweepView(shrunk(rgb, *self._size), T_world_camera)
-
     def _swept(self, position: int) -> SweepResult:
         swept = self.depths.swept(position)
         assert swept is not None, "all keyframes are swept before any is looked at"
@@ -217,7 +215,7 @@ class Refinement:
     def _merge_all(
         self, stage: str, positions: list[int], evidence: Callable[[int, NDArray[np.uint8]], Evidence]
     ) -> Steps[None]:
-        """Merge and keep the frames that are not kept yet."""
+        """Merge and keep the frames that are not kept yet; evidence: from position and rgb at the sweep's size."""
         todo = [position for position in positions if self.depths.share(position) is None]
         if not todo:
             return
@@ -227,7 +225,8 @@ class Refinement:
         def one(number: int) -> tuple[DepthMap, float]:
             position, rgb = todo[number], frames[number]
             aligned, prior = self.depths.aligned(position), self._prior(position)
-            merged = merge(prior, evidence(position, rgb), shrunk(rgb, *self._size))
+            small = shrunk(rgb, *self._size)
+            merged = merge(prior, evidence(position, small), small)
             depth = aligned if merged.depth is prior else enlarged(merged.depth, prior, aligned, rgb)
             return depth, float(merged.from_views.mean())
 

@@ -70,8 +70,7 @@ class DepthStore:
         return cls(run.frames_array(name, shape, fresh=fresh), run.frames_array(f"{name}_sigma", shape, fresh=fresh))
 
     def put(self, position: int, depth: DepthMap) -> None:
-        sigma = 0.05 * depth.depth if depth.sigma is None else depth.sigma
-        self.sigma[position] = sigma.astype(np.float32)
+        self.sigma[position] = depth.sigma_or_typical.astype(np.float32)
         self.depth[position] = np.where(depth.valid, depth.depth, np.nan).astype(np.float32)
 
     def get(self, position: int) -> DepthMap:

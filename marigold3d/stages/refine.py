@@ -14,9 +14,10 @@ from ..align.sources import CueSource
 from ..config import CameraConfig
 from ..fusion.fuse import median_depth
 from ..multiview.adjust import INCONSISTENT_PX, adjust_poses, photometric_residual
-from ..multiview.matching import LUMA, shrunk
+from ..multiview.matching import LUMA
 from ..multiview.neighbours import MatchingViews
 from ..multiview.refine import DepthAccess, Keyframes, Refinement, sweep_size
+from ..multiview.sizes import shrunk
 from ..multiview.sweep import SweepResult
 from ..progress import Steps
 from ..rigid import interpolate, inverse

@@ -289,8 +289,9 @@ def pairs(maps: Maps, truth_m: dict[int, FloatImage]) -> Iterator[tuple[Array, A
         depth = maps[row]
         measured = (true > NEAR_M) & (true < FAR_M)
         both: BoolImage = measured & nearest(depth.valid, true.shape)
-        sigma = 0.05 * depth.depth if depth.sigma is None else depth.sigma
-        mine, spread = (nearest(image, true.shape)[both].astype(float) for image in (depth.depth, sigma))
+        mine, spread = (
+            nearest(image, true.shape)[both].astype(float) for image in (depth.depth, depth.sigma_or_typical)
+        )
         yield mine, spread, true[both].astype(float), float(both.sum() / max(measured.sum(), 1))
 
 

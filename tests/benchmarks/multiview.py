@@ -40,8 +40,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # a script sees its own folder only
 
-from marigold3d.multiview.matching import shrunk  # noqa: E402
 from marigold3d.multiview.refine import sweep_size  # noqa: E402
+from marigold3d.multiview.sizes import shrunk  # noqa: E402
 from marigold3d.rigid import inverse  # noqa: E402
 from marigold3d.types import DepthMap  # noqa: E402
 from tests.benchmarks._multiview_cases import (  # noqa: E402
