@@ -18,12 +18,11 @@ from .errors import InputError, UsageError
 from .splat import render_points
 from .store import Run
 from .types import Array, Intrinsics, PointCloud, Trajectory
-from .viewpoint import facing, fitted_to, frustums, overview, spacing
+from .viewpoint import FRUSTUM_EDGES, facing, fitted_to, frustums, overview, spacing
 
 SPLAT_SIZE = 1.6  # splat diameter in point spacings: neighbours overlap, edges stay sharp
 PATH_COLOR = (255, 176, 32)
 PATH_SPACING = 0.0015  # of the view distance: splats along the drawn camera path
-FRUSTUM_EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)])  # apex 0, corners 1 to 4
 
 
 def screenshot(

@@ -17,6 +17,7 @@ MAX_SAMPLES = 20_000  # points that decide the framing
 
 MAX_FRUSTUMS = 12  # cameras drawn along a path
 FRUSTUM_SIZE = 0.04  # of the scene's extent
+FRUSTUM_EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)])  # apex 0, corners 1 to 4
 
 
 def overview(points: NDArray[np.floating], trajectory: Trajectory, width: int, height: int) -> tuple[Intrinsics, Array]:
@@ -74,16 +75,51 @@ def facing(points: NDArray[np.floating], normals: NDArray[np.floating], T_world_
     return np.asarray((cosine > 0) | (np.abs(normals).sum(1) == 0))
 
 
+def along_ray(
+    points: NDArray[np.floating], origin: Array, direction: Array, radius: float, angle: float = 0.0
+) -> int | None:
+    """Which of the points (N, 3) a ray meets first: of those within `radius` of it the nearest; None when none is.
+
+    angle: how much wider the ray grows per unit of length, for a perspective view. Points behind the origin count too:
+    viewers start a ray anywhere along the line of sight.
+    """
+    if not len(points):
+        return None
+    axis = np.asarray(direction, float) / np.linalg.norm(direction)
+    offset = points - np.asarray(origin, np.float32)
+    along = offset @ axis.astype(np.float32)
+    across = np.sqrt(np.maximum(np.einsum("ij,ij->i", offset, offset) - along**2, 0))
+    reach = radius + angle * np.maximum(along, 0)
+    hit = np.flatnonzero(across <= reach)
+    if not len(hit):
+        return None
+    # Of what lies behind one another the first; of one surface's points the one closest to the ray.
+    first = hit[along[hit] <= along[hit].min() + 2 * reach[hit]]
+    return int(first[across[first].argmin()])
+
+
 def frustums(trajectory: Trajectory, camera: Intrinsics, points: NDArray[np.floating]) -> Array:
     """(F, 5, 3) world points of cameras spread over the path: apex and the picture's corners, sized to the scene."""
     n = len(trajectory)
-    u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
-    corners = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
-    extent = np.linalg.norm(np.subtract(*np.quantile(points, [0.9, 0.1], axis=0)))
-    pyramid = FRUSTUM_SIZE * extent * np.concatenate([np.zeros((1, 3)), corners])  # (5, 3) in the camera
+    size = FRUSTUM_SIZE * extent(points)
     shown = np.unique(np.linspace(0, n - 1, min(n, MAX_FRUSTUMS)).round().astype(int))
-    T = trajectory.T_world_camera[shown]
-    return np.asarray(pyramid @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3])
+    pyramids = [pyramid(T, camera, size) for T in trajectory.T_world_camera[shown]]
+    return np.array(pyramids).reshape(-1, 5, 3)
+
+
+def extent(points: NDArray[np.floating]) -> float:
+    """Size of the cloud without its strays: the diagonal of the box between the 10th and 90th percentiles."""
+    return float(np.linalg.norm(np.subtract(*np.quantile(points, [0.9, 0.1], axis=0))))
+
+
+def pyramid(T_world_camera: Array, camera: Intrinsics, size: float) -> Array:
+    """(5, 3) world points of one camera: its centre and the corners of its picture at distance `size`.
+
+    The corners are in reading order around the picture: top left, top right, bottom right, bottom left.
+    """
+    u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
+    corners = size * np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
+    return np.asarray(np.concatenate([np.zeros((1, 3)), corners]) @ T_world_camera[:3, :3].T + T_world_camera[:3, 3])
 
 
 def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:

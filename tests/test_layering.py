@@ -13,9 +13,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "marigold3d"
 
 LAYERS = (  # a module or package imports only what stands before it
-    *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint"),
+    *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint", "detail"),
     *("frames", "images", "video", "video_array", "scan"),
-    *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cues"),
+    *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cloud_colors", "cues"),
     *(
         "store",
         "view",
