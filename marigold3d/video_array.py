@@ -2,7 +2,8 @@
 
 A container finds keyframes by time, not by number, and B-frames are stored out of order. So the presentation times of
 all packets are read first, without decoding; sorted, they number the frames. Where a clip's times cannot be trusted for
-that, frames are counted by decoding from the start: slower, as exact.
+that, or its "keyframes" are no whole pictures but points where one begins to be refreshed, frames are counted by decoding
+from the start: slower, as exact.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ KEPT_BEFORE = 12  # frames before the one asked for that are kept on the way: go
 
 @dataclass(frozen=True, eq=False)
 class _FrameIndex:
-    """Presentation times `pts` (T,) of all frames, and those of the keyframes; both increasing."""
+    """Presentation times `pts` (T,) of all frames, and those of the keyframes; both increasing.
+
+    Keyframes found to be no whole pictures are taken out of the list.
+    """
 
     pts: list[int]
     keyframes: list[int]
+
+    def shows(self, pts: int) -> bool:
+        """Whether a frame of this time is shown: a trimmed clip may start with a keyframe that is not."""
+        at = bisect_left(self.pts, pts)
+        return at < len(self.pts) and self.pts[at] == pts
 
 
 class VideoArray(LazyStack):
@@ -88,16 +97,20 @@ class VideoArray(LazyStack):
                     return frame
         for key in range(nearest, max(nearest - SEEK_ATTEMPTS, -1), -1):
             self._seek(index.keyframes[key])
-            frame = self._read_on(position, index)
+            frame = self._read_on(position, index, entered=index.keyframes[key])
             if frame is not None:
                 return frame
         self._restart()
         return self._counted(position)
 
-    def _read_on(self, position: int, index: _FrameIndex) -> NDArray[np.uint8] | None:
-        """The coming frame `position`, None when the stream is past it."""
+    def _read_on(self, position: int, index: _FrameIndex, *, entered: int | None = None) -> NDArray[np.uint8] | None:
+        """The coming frame `position`; None when the stream is past it, or cannot be `entered` at that keyframe."""
         target, keep_from = index.pts[position], index.pts[max(0, position - KEPT_BEFORE)]
         for decoded in self._stream:
+            if entered is not None and not decoded.key_frame and index.shows(entered):
+                index.keyframes.remove(entered)  # pictures after it still lean on some before
+                break
+            entered = None
             if decoded.pts is None or decoded.pts > target:
                 break
             at = bisect_left(index.pts, decoded.pts)
@@ -140,7 +153,7 @@ class VideoArray(LazyStack):
 def _read_index(path: Path) -> _FrameIndex | None:
     """Times and keyframes from the packets; None when they do not tell which frame is the i-th."""
     with _opened(path) as (container, stream):
-        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in container.demux(stream) if p.size]
+        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in _packets_of(container, stream) if p.size]
     if not packets or any(time is None for time, _, _ in packets):
         return None
     pts = sorted(time for time, _, discarded in packets if not discarded)
@@ -158,13 +171,18 @@ def _decoded_frames(path: Path) -> Iterator[Any]:
 
 def _frames_of(container: Any, stream: Any) -> Iterator[Any]:
     """The frames from where the container stands; packets that do not decode are passed over."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError, OSError):
-            return
+    for packet in _packets_of(container, stream):
         try:
             yield from packet.decode()
         except (av.FFmpegError, ValueError):
             continue
+
+
+def _packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets from where the container stands to its end, or to where it breaks off."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except (StopIteration, av.FFmpegError, OSError):
+            return
