@@ -1,0 +1,204 @@
+"""COLMAP's steps on a folder, as a program that `mapper_process` starts: a line of JSON in, a line of JSON out.
+
+In:  {"step": NAME, ...}; out: {"result": ...} or {"error": TYPE, "text": ..., "errno": number or null}. Results larger
+than a line are files in the folder. The program ends when its input does, so that it never outlives who started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..types import Array, Intrinsics
+from .sparse import SparseModel, widest_sine
+
+FEATURES = 2048  # keypoints an image
+OVERLAP = 10  # keyframes matched to the following ones, and to powers of two beyond
+LOOP_FRAMES = 80  # evenly spread keyframes that are all matched with each other: where the path returns, drift ends
+MIN_SIGHTINGS = 30  # points a frame must see for its pose to be believed
+SEED = 0
+
+Found = dict[str, Any] | None
+"""{"file": name of the arrays of a SparseModel, "images": how many are in it}; None when there is no model."""
+
+
+def main() -> None:
+    """Serve steps in the folder named by the first argument until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, but whoever started it decides
+    workspace, orders = Path(sys.argv[1]), SimpleQueue[str]()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what native code prints is no answer
+    Thread(target=_listen, args=(sys.stdin, orders), daemon=True).start()
+    while True:
+        order = json.loads(orders.get())
+        try:
+            answer = {"result": STEPS[order.pop("step")](workspace, **order)}
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            answer = {"error": type(error).__name__, "text": text, "errno": getattr(error, "errno", None)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _listen(stdin: TextIO, orders: SimpleQueue[str]) -> None:
+    """Pass lines on; at the end of the input leave at once, whatever native work is under way."""
+    for line in stdin:
+        orders.put(line)
+    os._exit(0)
+
+
+# -- the steps --------------------------------------------------------------------------------------------------------
+
+
+def features(workspace: Path, names: list[str], lens: dict[str, Any] | None, first: bool) -> None:
+    """Find the features of images; all belong to the camera that the `first` batch made."""
+    import pycolmap
+
+    if first:
+        pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # its log is for its developers
+        pycolmap.set_random_seed(SEED)
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = "SIMPLE_RADIAL" if lens is None else "OPENCV" if lens["distortion"] else "PINHOLE"
+    if lens is not None:
+        reader.camera_params = ",".join(map(repr, [*lens["numbers"], *(lens["distortion"] or ())]))
+    if not first:
+        reader.existing_camera_id = 1
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.use_gpu = False
+    extraction.sift.max_num_features = FEATURES
+    pycolmap.extract_features(
+        workspace / "database.db",
+        workspace / "images",
+        image_names=names,
+        camera_mode=pycolmap.CameraMode.SINGLE if first else pycolmap.CameraMode.AUTO,
+        reader_options=reader,
+        extraction_options=extraction,
+    )
+
+
+def match(workspace: Path, names: list[str]) -> None:
+    """Match each keyframe with the ones after it, and a spread of keyframes with each other."""
+    import pycolmap
+
+    matching = pycolmap.FeatureMatchingOptions()
+    matching.use_gpu = False
+    pairing = pycolmap.SequentialPairingOptions()
+    pairing.overlap = min(OVERLAP, max(len(names) - 1, 1))
+    pycolmap.match_sequential(workspace / "database.db", matching_options=matching, pairing_options=pairing)
+    spread = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, LOOP_FRAMES).round().astype(int))]
+    (workspace / "pairs.txt").write_text("\n".join(f"{a} {b}" for a, b in combinations(spread, 2)))
+    loops = pycolmap.ImportedPairingOptions()
+    loops.match_list_path = str(workspace / "pairs.txt")
+    pycolmap.match_image_pairs(workspace / "database.db", matching_options=matching, pairing_options=loops)
+
+
+def global_model(workspace: Path, fixed_camera: bool) -> Found:
+    """The largest model of the global mapper; None when it gives up."""
+    import pycolmap
+
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = SEED
+    if fixed_camera:
+        options.mapper.bundle_adjustment.refine_focal_length = False
+        options.mapper.bundle_adjustment.refine_extra_params = False
+    try:
+        models: dict[int, Any] = pycolmap.global_mapping(
+            workspace / "database.db", workspace / "images", workspace, options
+        )
+    except (RuntimeError, ValueError):  # it gives up on degenerate input by raising; the caller falls back
+        return None
+    return _kept(workspace, "global", _largest(models))
+
+
+def incremental_model(workspace: Path, fixed_camera: bool) -> Found:
+    """The largest model of the incremental mapper."""
+    import pycolmap
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = SEED
+    options.ba_refine_focal_length = options.ba_refine_extra_params = not fixed_camera
+    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not fixed_camera
+    models: dict[int, Any] = pycolmap.incremental_mapping(
+        workspace / "database.db", workspace / "images", workspace, options
+    )
+    return _kept(workspace, "incremental", _largest(models))
+
+
+def triangulated(workspace: Path, T_camera_world: dict[str, Any]) -> Found:
+    """Points of images whose poses (4, 4) are given by name."""
+    import pycolmap
+
+    model = pycolmap.Reconstruction()
+    with pycolmap.Database.open(workspace / "database.db") as database:
+        for camera in database.read_all_cameras():
+            model.add_camera_with_trivial_rig(camera)
+        for row in database.read_all_images():
+            image = pycolmap.Image(name=row.name, camera_id=row.camera_id, image_id=row.image_id)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.array(T_camera_world[row.name])[:3]))
+    model = pycolmap.triangulate_points(model, workspace / "database.db", workspace / "images", workspace)
+    return _kept(workspace, "triangulated", model)
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "features": features,
+    "match": match,
+    "global": global_model,
+    "incremental": incremental_model,
+    "triangulate": triangulated,
+}
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def _largest(models: dict[int, Any]) -> Any | None:
+    return max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
+
+
+def _kept(workspace: Path, name: str, model: Any | None) -> Found:
+    """Leave a model as arrays in the workspace."""
+    if model is None:
+        return None
+    np.savez(workspace / f"{name}.npz", **_as_arrays(model).as_arrays())  # type: ignore[arg-type]
+    return {"file": f"{name}.npz", "images": model.num_reg_images()}
+
+
+def _as_arrays(model: Any) -> SparseModel:
+    """COLMAP's reconstruction as a SparseModel; its camera at the size of the images."""
+    sure = (i for i in model.images.values() if i.has_pose and i.num_points3D >= MIN_SIGHTINGS)
+    images = sorted(sure, key=lambda i: i.name)
+    row = {image.image_id: k for k, image in enumerate(images)}
+    ids = list(model.points3D)
+    points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
+    seen = [
+        (row[e.image_id], p) for p, i in enumerate(ids) for e in model.points3D[i].track.elements if e.image_id in row
+    ]
+    seen_frame, seen_point = np.array(seen, np.int64).reshape(-1, 2).T
+    T: Array = np.tile(np.eye(4), (len(images), 1, 1))
+    for k, image in enumerate(images):
+        T[k, :3] = image.cam_from_world().inverse().matrix()
+    sine = widest_sine(T[:, :3, 3], points, seen_frame, seen_point)
+    frames = np.array([int(Path(image.name).stem) for image in images], np.int64)
+    return SparseModel(_intrinsics(next(iter(model.cameras.values()))), frames, T, points, sine, seen_frame, seen_point)
+
+
+def _intrinsics(camera: Any) -> Intrinsics:
+    p = camera.params.tolist()
+    if camera.model_name == "SIMPLE_RADIAL":
+        f, cx, cy, k1 = p
+        return Intrinsics(f, f, cx, cy, camera.width, camera.height, (k1, 0.0, 0.0, 0.0))
+    return Intrinsics(*p[:4], camera.width, camera.height, tuple(p[4:]) or None)  # type: ignore[call-arg]  # PINHOLE or OPENCV
+
+
+if __name__ == "__main__":
+    main()
