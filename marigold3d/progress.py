@@ -41,3 +41,11 @@ class FramePreview:
 
     position: int
     values: Any
+
+
+@dataclass(frozen=True, eq=False)
+class CloudPreview:
+    """Some of the points that were fused last: `points` (N, 3) float32 in the world, `colors` (N, 3) uint8."""
+
+    points: Any
+    colors: Any

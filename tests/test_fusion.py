@@ -13,7 +13,8 @@ from marigold3d.errors import GeometryError
 from marigold3d.fusion import FusionInput, VoxelGrid, edge_mask, fuse, grid_normals
 from marigold3d.fusion.fuse import FusionReport
 from marigold3d.fusion.support import supported
-from marigold3d.progress import run
+from marigold3d.progress import CloudPreview, Progress, run
+from marigold3d.rigid import inverse, transform
 from marigold3d.types import DepthMap, PointCloud
 from tests import synthetic
 
@@ -88,6 +89,32 @@ def test_the_voxel_follows_scene_and_pixels_unless_it_is_given(clip: synthetic.C
     assert clip.camera.fx < 300
     assert report.voxel == pytest.approx(1.5 / clip.camera.fx * median, rel=0.05)
     assert fused(clip, maps, FusionConfig(voxel=0.1))[1].voxel == 0.1
+
+
+def test_every_step_shows_some_of_the_points_of_its_view(clip: synthetic.Clip) -> None:
+    maps, rows = synthetic.depth_maps(clip), np.arange(6)
+    views = FusionInput(rows, rows, clip.T_world_camera, maps.__getitem__, clip.camera, "m")
+    shown: list[Progress] = []
+    run(fuse(views, ((int(r), clip.frames[r][0]) for r in rows), FusionConfig()), shown.append)
+    assert [p.done for p in shown] == [1, 2, 3, 4, 5, 6]
+    for row, progress in enumerate(shown):
+        preview = progress.payload
+        assert isinstance(preview, CloudPreview)
+        assert 1000 < len(preview.points) == len(preview.colors) <= 2000
+        assert (preview.points.dtype, preview.colors.dtype) == (np.float32, np.uint8)
+        assert preview.points.base is None
+        assert preview.colors.base is None, "a view of the frame would keep it in memory"
+        assert synthetic.distance_to_surface(preview.points.astype(float)).max() < 0.02
+        z = transform(inverse(clip.T_world_camera[row]), preview.points.astype(float))[:, 2]
+        assert z.min() > 0, "its own view sees them"
+        truth = synthetic.colour_of(preview.points.astype(float)) * 255
+        assert np.median(np.abs(preview.colors - truth)) < 12
+    empty = FusionInput(
+        rows, rows, clip.T_world_camera, lambda p: maps[p] if p else valid_map(np.zeros((72, 96))), clip.camera, "m"
+    )
+    shown.clear()
+    run(fuse(empty, ((int(r), clip.frames[r][0]) for r in rows), FusionConfig()), shown.append)
+    assert [len(p.payload.points) > 0 for p in shown] == [False, *[True] * 5]
 
 
 def test_units_do_not_matter(clip: synthetic.Clip) -> None:

@@ -12,7 +12,7 @@ from ..camera import depth_to_points
 from ..config import FusionConfig
 from ..errors import GeometryError
 from ..multiview.consistency import View, compare, consistent, neighbour_positions
-from ..progress import Progress, Steps
+from ..progress import CloudPreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, PointCloud, Units
 from .edges import edge_mask
 from .normals import grid_normals
@@ -25,6 +25,7 @@ VOXEL_RATIO = 0.005  # voxel as a share of the clip's median depth ...
 VOXEL_PIXELS = 1.5  # ... and never finer than so many pixels are apart there
 EDGE_SLOPE = 7.0  # a surface may slant this much before it counts as an edge, whatever the pixels' size
 TYPICAL_SIGMAS = 2.0  # times the clip's typical sigma is never too uncertain: what is only known roughly stays whole
+PREVIEWED = 2000  # points of a view, about, that a front-end is shown
 GRAZING = 0.2  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
 
 
@@ -74,12 +75,12 @@ def fuse(
         solid = near.restricted_to(~edge_mask(near, edge_ratio))
         sure = certain(solid, max_sigma)
         checked = _checked(views, row, sure, median, max_sigma, config)
-        _add(grid, checked, rgb, views, row)
+        preview = _add(grid, checked, rgb, views, row)
         pixels += int(near.valid.sum())
         edges += int(near.valid.sum() - solid.valid.sum())
         uncertain += int(solid.valid.sum() - sure.valid.sum())
         inconsistent += int(sure.valid.sum() - checked.valid.sum())
-        yield Progress("fuse", done + 1, len(views.positions))
+        yield Progress("fuse", done + 1, len(views.positions), preview)
     cloud = grid.cloud(min(config.min_observations, len(views.positions)), views.units)
     cloud = cloud.select(supported(cloud.points, grid.voxel))
     if len(cloud) == 0:
@@ -135,7 +136,8 @@ def _checked(
     return DepthMap(np.where(keep, verdict.depth, depth.depth).astype(np.float32), keep, verdict.sigma)
 
 
-def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: FusionInput, row: int) -> None:
+def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: FusionInput, row: int) -> CloudPreview:
+    """Add a view's points to the grid; every so many of them, to be looked at."""
     T = views.T_world_camera[row]
     points = depth_to_points(depth.depth, views.camera, T)
     normals = grid_normals(points, T[:3, 3])
@@ -143,4 +145,7 @@ def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: Fusion
     cosine = np.einsum("hwc,hwc->hw", ray, normals) / np.maximum(np.linalg.norm(ray, axis=2), 1e-12)
     keep = depth.valid & (cosine > GRAZING)
     sigma = depth.sigma_or_typical[keep]
-    grid.add(points[keep], rgb[keep], normals[keep], sigma, int(views.indices[row]))
+    points, colors = points[keep], rgb[keep]
+    grid.add(points, colors, normals[keep], sigma, int(views.indices[row]))
+    some = np.s_[:: -(-len(points) // PREVIEWED) or 1]
+    return CloudPreview(points[some].copy(), colors[some].copy())  # copies: views would keep whole frames alive
