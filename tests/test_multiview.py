@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter1d
 
 from marigold3d.config import RefineConfig
 from marigold3d.depth.device import in_parallel
@@ -350,6 +351,41 @@ def test_exposure_jumps_do_not_matter(clip: synthetic.Clip) -> None:
     refine(keyframes(clip.T_world_camera, list(range(9))), kept, Images(jumping))
     for i in (3, 4, 5):
         assert error(kept.refined[i].depth, truth[i]).mean() < 0.3 * error(prior[i].depth, truth[i]).mean()
+
+
+def test_motion_blur_costs_detail_not_truth(clip: synthetic.Clip) -> None:
+    """Every second frame smeared over 11 pixels: less is matched, what is made of it is better than the prior."""
+    prior, truth = bent_clip(clip), [z for _, z in clip.frames]
+    smear = [uniform_filter1d(rgb, 11, axis=1) if i % 2 else rgb for i, (rgb, _) in enumerate(clip.frames)]
+    sharp, kept = Kept(prior), Kept(prior)
+    keys = keyframes(clip.T_world_camera, list(range(9)))
+    agreed_sharp, _ = refine(keys, sharp, Images([rgb for rgb, _ in clip.frames]))
+    agreed, _ = refine(keys, kept, Images(smear))
+    assert agreed < agreed_sharp
+    for i in (3, 4, 5):
+        assert error(kept.refined[i].depth, truth[i]).mean() < 0.5 * error(prior[i].depth, truth[i]).mean()
+
+
+def upside_down(depth: DepthMap) -> DepthMap:
+    return DepthMap(depth.depth[::-1, ::-1].copy(), depth.valid, depth.sigma[::-1, ::-1].copy())
+
+
+def test_a_cut_in_the_middle_does_not_make_things_up(clip: synthetic.Clip) -> None:
+    """From frame 5 on the clip shows another scene, under poses that go on as if nothing had happened."""
+    prior, truth = bent_clip(clip, 0.1), [z for _, z in clip.frames]
+    frames = [rgb if i < 5 else rgb[::-1, ::-1].copy() for i, (rgb, _) in enumerate(clip.frames)]
+    scene = [z if i < 5 else z[::-1, ::-1].copy() for i, z in enumerate(truth)]
+    turned = {i: prior[i] if i < 5 else upside_down(prior[i]) for i in prior}
+    kept = Kept(turned)
+    refine(keyframes(clip.T_world_camera, list(range(9))), kept, Images(frames))
+    for i in range(9):
+        before = error(turned[i].depth, scene[i]).mean()
+        after = error(kept.refined[i].depth, scene[i])
+        assert after.mean() < 1.2 * before
+        sure = kept.refined[i].sigma < 0.02 * kept.refined[i].depth
+        assert (sure & (after > 0.1)).mean() < 0.02, "confident and wrong"
+    for i in (1, 2, 3):  # the first scene has views enough of its own
+        assert error(kept.refined[i].depth, scene[i]).mean() < 0.6 * error(turned[i].depth, scene[i]).mean()
 
 
 def test_someone_who_walks_through_half_the_picture_keeps_the_priors_depth(clip: synthetic.Clip) -> None:
