@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,8 +41,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # a script sees its own folder only
 
+from marigold3d.multiview import refine  # noqa: E402
 from marigold3d.multiview.refine import sweep_size  # noqa: E402
 from marigold3d.multiview.sizes import shrunk  # noqa: E402
+from marigold3d.multiview.sweep import LEVELS  # noqa: E402
 from marigold3d.rigid import inverse  # noqa: E402
 from marigold3d.types import DepthMap  # noqa: E402
 from tests.benchmarks._multiview_cases import (  # noqa: E402
@@ -160,16 +163,19 @@ def peer(data: Path, runs: Path, most: int | None) -> None:
 
 # -- cost -------------------------------------------------------------------------------------------------------------
 
-COSTS = {  # keyframes, width, height, neighbours, longest side of the sweep
+COSTS = {  # keyframes, width, height, neighbours, longest side of the sweep; how many times the hypotheses
     "keyframes": [(n, 320, 240, 6, 320) for n in (10, 20, 40)],
     "size": [(12, 160, 120, 6, 160), (12, 320, 240, 6, 320), (12, 640, 480, 6, 320), (12, 640, 480, 6, 640)],
     "neighbours": [(12, 320, 240, n, 320) for n in (2, 4, 6, 8)],
+    "planes and other hypotheses": [(12, 320, 240, 6, 320, n) for n in (1, 2, 4)],
 }
 
 
-def cost_of(frames: int, width: int, height: int, neighbours: int, side: int) -> None:
+def cost_of(frames: int, width: int, height: int, neighbours: int, side: int, times: int = 1) -> None:
     """Prints seconds a keyframe of sweep, merge and CPU, the memory in MB beyond the clip's own and in all, AbsRel."""
     case = rendered_room(frames, width, height)
+    levels = tuple(replace(level, step=level.step / times) for level in LEVELS)
+    refine.sweep = partial(refine.sweep, levels=levels)
     before, cpu_began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     found = refined(case, neighbours, side)
     cpu = (time.process_time() - cpu_began) / frames
@@ -180,16 +186,25 @@ def cost_of(frames: int, width: int, height: int, neighbours: int, side: int) ->
 
 def cost_rows(settings: list[tuple[int, ...]]) -> Iterator[list[str]]:
     for setting in settings:
-        frames, width, height, neighbours, side = setting
+        frames, width, height, neighbours, side, times = (*setting, 1)[:6]
         command = [sys.executable, __file__, "--cost-of", *map(str, setting)]  # memory peaks once a process
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         sweep, merge, cpu, more, peak, error = map(float, out[-6:])
-        cells = [f"{frames}", f"{width}×{height}", f"{side}", f"{neighbours}"]
+        cells = [f"{frames}", f"{width}×{height}", f"{side}", f"{neighbours}", f"{times}"]
         yield [*cells, f"{sweep:.2f}", f"{merge:.2f}", f"{cpu:.2f}", f"{more:.0f}", f"{peak:.0f}", f"{error:.4f}"]
 
 
 def cost(data: Path, runs: Path, most: int | None) -> None:
-    header = ["keyframes", "depth maps", "sweep, px", "neighbours", "sweep, s a keyframe", "merge", "of CPU"]
+    header = [
+        "keyframes",
+        "depth maps",
+        "sweep, px",
+        "neighbours",
+        "times the hypotheses",
+        "sweep, s a keyframe",
+        "merge",
+        "of CPU",
+    ]
     for what, settings in COSTS.items():
         table(f"cost over {what}", [*header, "memory added, MB", "peak, MB", "AbsRel"], cost_rows(settings))
 
@@ -295,7 +310,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="keep the runs here, and use those that are here")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--most", type=int, metavar="N", help="the first N keyframes of each clip only: quick")
-    parser.add_argument("--cost-of", type=int, nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--cost-of", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cost_of:
         cost_of(*args.cost_of)
