@@ -4,6 +4,7 @@
     RUN/camera.json       intrinsics of the depth maps and of the source frames
     RUN/trajectory.txt    TUM, camera to world
     RUN/depth/NNNNNN.png  uint16, NNNNNN the source frame's index; depth/encoding.json says how to read it
+    RUN/sigma/NNNNNN.png  standard deviation of that depth likewise; runs of older versions have none
     RUN/cloud.ply
     RUN/cache/            what an interrupted run resumes from: arrays.zarr (relative and aligned depth), <stage>.npz
 
@@ -18,6 +19,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,8 +193,15 @@ class Run:
         return read_encoding(self.path / "depth" / "encoding.json")
 
     def depth(self, frame_index: int) -> DepthMap:
-        """Aligned depth of a source frame."""
-        return read_depth_png(self.path / "depth" / f"{frame_index:06d}.png", self.encoding())
+        """Aligned depth of a source frame, with its sigma where the run has it: 0 where depth is invalid."""
+        name = f"{frame_index:06d}.png"
+        depth, file = read_depth_png(self.path / "depth" / name, self.encoding()), self.path / "sigma" / name
+        if not file.is_file():
+            return depth
+        sigma = read_depth_png(file, read_encoding(file.with_name("encoding.json"))).depth
+        if sigma.shape != depth.depth.shape:
+            raise InputError(f"{file}: not of the size of its depth map; run again with --overwrite")
+        return replace(depth, sigma=sigma)
 
     def camera(self) -> Intrinsics:
         """Intrinsics of the depth maps."""

@@ -13,7 +13,7 @@ import pytest
 
 from marigold3d.camera import depth_to_points
 from marigold3d.doctor import check_display, check_plugin, check_qt
-from marigold3d.export.depth_maps import DepthEncoding, write_depth_png, write_encoding
+from marigold3d.export.depth_maps import DepthEncoding, write_depth_png, write_encoding, write_sigma_png
 from marigold3d.export.ply import write_ply
 from marigold3d.export.trajectories import write_tum
 from marigold3d.progress import FramePreview, Progress
@@ -52,11 +52,12 @@ def make_run(folder: Path, clip: Path | str = "") -> Run:
     indices = list(range(0, FRAMES, 2))
     T = np.tile(np.eye(4), (len(indices), 1, 1))
     T[:, 0, 3] = np.linspace(-0.2, 0.2, len(indices))
-    encoding = DepthEncoding.for_range(0.5, 5, "m")
-    (folder / "depth").mkdir()
+    encoding, of_sigma = DepthEncoding.for_range(0.5, 5, "m"), DepthEncoding.for_sigma(2.0, "m")
     write_encoding(folder / "depth" / "encoding.json", encoding)
+    write_encoding(folder / "sigma" / "encoding.json", of_sigma, "sigma")
     for i in indices:
         write_depth_png(folder / "depth" / f"{i:06d}.png", depth_map(), encoding)
+        write_sigma_png(folder / "sigma" / f"{i:06d}.png", depth_map(), of_sigma)
     (folder / "camera.json").write_text(json.dumps(CAMERA.as_dict()))
     write_tum(folder / "trajectory.txt", Trajectory(np.array(indices) / 10, T), "m")
     write_ply(folder / "cloud.ply", make_cloud(T[1]))
@@ -65,12 +66,12 @@ def make_run(folder: Path, clip: Path | str = "") -> Run:
 
 
 def depth_map() -> DepthMap:
-    """A wall at 2 m with a box at 1 m in the middle; the first row unknown."""
+    """A wall at 2 m with a box at 1 m in the middle, known to 1 %; the first row unknown."""
     depth = np.full((HEIGHT, WIDTH), 2, np.float32)
     depth[16:32, 24:40] = 1
     valid = np.ones(depth.shape, np.bool_)
     valid[0] = False
-    return DepthMap(depth, valid)
+    return DepthMap(depth, valid, np.float32(0.01) * depth)
 
 
 def make_cloud(T_world_camera: np.ndarray) -> PointCloud:

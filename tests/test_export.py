@@ -6,6 +6,7 @@ import errno
 import json
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from marigold3d.export.depth_maps import (
     write_depth_npz,
     write_depth_png,
     write_encoding,
+    write_sigma_png,
 )
 from marigold3d.export.meshes import write_glb, write_las, write_mesh_glb
 from marigold3d.export.ply import read_ply, write_ply
@@ -194,6 +196,30 @@ def test_encoding_refuses_nonsense(tmp_path: Path) -> None:
         DepthEncoding(0.0)
     with pytest.raises(InputError):
         DepthEncoding(1.0, 0.0, "feet")  # type: ignore[arg-type]
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-4, 1e3))
+def test_a_sigma_is_exact_to_half_a_step_and_never_lost(typical: float, share: float) -> None:
+    """One per cent of the typical depth to better than 1 %; what is too large or too small is the nearest there is."""
+    encoding = DepthEncoding.for_sigma(typical, "m")
+    assert encoding.scale / 2 <= 0.01 * (0.01 * typical)
+    sigma = np.float32(share * typical)
+    valid = np.array([[True, True], [True, False]])
+    depth = DepthMap(np.full((2, 2), typical, np.float32), valid, np.full((2, 2), sigma))
+    with TemporaryDirectory() as folder:
+        write_sigma_png(Path(folder) / "s.png", depth, encoding)
+        back = read_depth_png(Path(folder) / "s.png", encoding)
+    np.testing.assert_array_equal(back.valid, depth.valid)
+    held = np.clip(sigma, encoding.scale, 65535 * encoding.scale)
+    np.testing.assert_allclose(back.depth[back.valid], held, rtol=1e-6, atol=0.5001 * encoding.scale)
+
+
+def test_an_unknown_sigma_is_the_largest(tmp_path: Path) -> None:
+    encoding = DepthEncoding.for_sigma(1.0, "m")
+    sigma = np.array([[np.nan, np.inf, 0.02]], np.float32)
+    write_sigma_png(tmp_path / "s.png", DepthMap(np.ones((1, 3), np.float32), np.ones((1, 3), bool), sigma), encoding)
+    back = read_depth_png(tmp_path / "s.png", encoding)
+    np.testing.assert_allclose(back.depth, [[65535e-4, 65535e-4, 0.02]], rtol=1e-5)
 
 
 def test_encoding_file_round_trip(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def test_products_of_a_static_camera(oracle: synthetic.Oracle, file: Path, tmp_p
     first = again.depth(0)
     assert np.median(first.depth[first.valid]) == pytest.approx(1, abs=0.1)
     assert all(again.depth(i).valid.mean() > 0.9 for i in again.frame_indices)
+    sigma, cached = first.sigma, run.frames_array("aligned_sigma", (9, 72, 96))[0]
+    assert sigma is not None
+    np.testing.assert_allclose(sigma[first.valid], cached[first.valid], atol=1e-4, rtol=0.01)
     report = run.manifest["report"]
     assert report["cameras"]["frames_posed"] == report["cameras"]["frames"] == 9
     assert report["seconds"]["total"] > 0

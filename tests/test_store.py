@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from marigold3d.errors import InputError, OutputError
 from marigold3d.store import FORMAT_VERSION, FrameArray, Run
+from tests.gui import depth_map, make_run
 
 SHAPE = (4, 6, 8)
 
@@ -257,6 +260,27 @@ def test_frames_are_independent_chunks(tmp_path: Path) -> None:
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
+
+
+def test_depth_comes_with_its_sigma_where_there_is_one(tmp_path: Path) -> None:
+    """Runs of older versions have none, and are read as before."""
+    run, truth = make_run(tmp_path / "run"), depth_map()
+    assert truth.sigma is not None
+    found = run.depth(2)
+    np.testing.assert_array_equal(found.valid, truth.valid)
+    np.testing.assert_allclose(found.sigma[found.valid], truth.sigma[truth.valid], rtol=0.01)  # type: ignore[index]
+    shutil.rmtree(run.path / "sigma")
+    older = run.depth(2)
+    assert older.sigma is None
+    np.testing.assert_array_equal(older.depth, found.depth)
+
+
+def test_a_sigma_of_another_size_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    Image.fromarray(np.ones((4, 6), np.uint16)).save(run.path / "sigma" / "000002.png")
+    with pytest.raises(InputError, match=r"sigma/000002\.png: not of the size of its depth map"):
+        run.depth(2)
+    assert run.depth(4).sigma is not None
 
 
 def test_a_run_without_products_says_which_file_is_missing(tmp_path: Path) -> None:

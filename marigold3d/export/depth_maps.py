@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,11 @@ __all__ = [
     "write_depth_npz",
     "write_depth_png",
     "write_encoding",
+    "write_sigma_png",
 ]
 
 MAX_VALUE = 65535  # of a 16-bit PNG; 0 means no depth
+SIGMA_STEP = 1e-4  # of the scene's typical depth, between two values of an encoded sigma
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class DepthEncoding:
         """What RGB-D sensors write: millimetres, up to 65.535 m."""
         return cls(0.001, 0.0, "m")
 
+    @classmethod
+    def for_sigma(cls, typical_depth: float, units: Units) -> DepthEncoding:
+        """For standard deviations in a scene of that typical depth: 1 % of it is exact to 0.5 %."""
+        return cls(SIGMA_STEP * typical_depth, 0.0, units)
+
     def encode(self, depth: DepthMap) -> NDArray[np.uint16]:
         """(H, W) uint16; invalid depth, and depth the 16 bits cannot hold, becomes 0."""
         with np.errstate(invalid="ignore"):
@@ -74,9 +81,9 @@ class DepthEncoding:
         return DepthMap(np.where(valid, depth, np.float32(0)), valid)
 
 
-def write_encoding(path: str | Path, encoding: DepthEncoding) -> None:
-    """Write the encoding of a folder of depth PNGs as JSON."""
-    note = {"depth": "scale * value + offset", "invalid": 0, "axis": "z", "generator": f"marigold3d {__version__}"}
+def write_encoding(path: str | Path, encoding: DepthEncoding, what: Literal["depth", "sigma"] = "depth") -> None:
+    """Write the encoding of a folder of depth PNGs, or of PNGs of its standard deviation, as JSON."""
+    note = {what: "scale * value + offset", "invalid": 0, "axis": "z", "generator": f"marigold3d {__version__}"}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({**asdict(encoding), **note}, indent=2) + "\n")
 
@@ -96,6 +103,13 @@ def write_depth_png(path: str | Path, depth: DepthMap, encoding: DepthEncoding) 
     """Write a depth map as 16-bit grey PNG under `encoding`."""
     with atomic_path(path) as temporary:
         Image.fromarray(encoding.encode(depth)).save(temporary, format="PNG", compress_level=3)
+
+
+def write_sigma_png(path: str | Path, depth: DepthMap, encoding: DepthEncoding) -> None:
+    """Write a depth map's standard deviation likewise; what the 16 bits cannot hold becomes the nearest they can."""
+    held = np.clip(depth.sigma_or_typical, encoding.scale, MAX_VALUE * encoding.scale)
+    sigma = np.nan_to_num(held, nan=MAX_VALUE * encoding.scale).astype(np.float32)
+    write_depth_png(path, DepthMap(np.where(depth.valid, sigma, np.float32(0)), depth.valid), encoding)
 
 
 def read_depth_png(path: str | Path, encoding: DepthEncoding) -> DepthMap:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import atomic_path, writable_folder
-from ..export.depth_maps import DepthEncoding, write_depth_png, write_encoding
+from ..export.depth_maps import DepthEncoding, write_depth_png, write_encoding, write_sigma_png
 from ..export.ply import write_ply
 from ..export.trajectories import write_tum
 from ..fusion.fuse import FAR_RATIO, FusionInput, FusionReport, fuse, median_depth
@@ -39,12 +39,13 @@ def fuse_cloud(job: Job, scan: Scan, cameras: Cameras, store: DepthStore) -> Ste
 
 
 def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cloud: PointCloud | None) -> Steps[None]:
-    """camera.json, trajectory.txt, depth/ and cloud.ply; they replace older ones when all of them are written."""
+    """camera.json, trajectory.txt, depth/, sigma/ and cloud.ply; they replace older ones when all are written."""
     fresh = job.run.path / ".products.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         yield from _write_products(fresh, job, scan, cameras, store, cloud)
-        shutil.rmtree(job.run.path / "depth", ignore_errors=True)
+        for folder in ("depth", "sigma"):
+            shutil.rmtree(job.run.path / folder, ignore_errors=True)
         for name in ("cloud.ply", "trajectory.txt"):  # a run without them keeps none of the run it replaces
             (job.run.path / name).unlink(missing_ok=True)
         for product in fresh.iterdir():
@@ -57,12 +58,17 @@ def _write_products(
     path: Path, job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cloud: PointCloud | None
 ) -> Steps[None]:
     posed = np.flatnonzero(cameras.posed)
-    far = FAR_RATIO * 4 * median_depth(fusion_views(scan, cameras, store))
-    encoding = DepthEncoding(far / 65535, 0.0, cameras.units)
-    writable_folder(path / "depth")
+    median = median_depth(fusion_views(scan, cameras, store))
+    encoding = DepthEncoding(FAR_RATIO * 4 * median / 65535, 0.0, cameras.units)
+    of_sigma = DepthEncoding.for_sigma(median, cameras.units)
+    for folder in ("depth", "sigma"):
+        writable_folder(path / folder)
     write_encoding(path / "depth" / "encoding.json", encoding)
+    write_encoding(path / "sigma" / "encoding.json", of_sigma, "sigma")
     for done, position in enumerate(posed.tolist()):
-        write_depth_png(path / "depth" / f"{scan.indices[position]:06d}.png", store.get(position), encoding)
+        name, depth = f"{scan.indices[position]:06d}.png", store.get(position)
+        write_depth_png(path / "depth" / name, depth, encoding)
+        write_sigma_png(path / "sigma" / name, depth, of_sigma)
         yield Progress("write", done + 1, len(posed))
     source = cameras.intrinsics.scaled_to(job.video.info.width, job.video.info.height)
     with atomic_path(path / "camera.json") as temporary:
