@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from . import __version__
 from .config import RunConfig
 from .depth import load_estimator
+from .exclusions import edits, read_exclusions, tidy
 from .poses.sparse import SparseModel
 from .progress import Progress, Steps
 from .progress import run as drive
@@ -30,6 +31,7 @@ from .stages import (
     find_cameras,
     fingerprint,
     fuse_cloud,
+    fusion_views,
     look_at_clip,
     refine_depth,
     scale_to_lengths,
@@ -71,12 +73,13 @@ def reconstruct_steps(
 
 def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwrite: bool) -> Steps[Run]:
     """The stages in order; what an error leaves behind is decided by the run folder."""
-    check_known(config.align)
+    check_known(config)
     video = open_video(clip, config.video)
     estimator = load_estimator(config.depth)
     run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)
     job = Job(video, run, config)
-    source = digest(__version__, fingerprint(video.info.path), config.as_dict()["video"])
+    clip_print = fingerprint(video.info.path)
+    source = digest(__version__, clip_print, config.as_dict()["video"])
     try:
         scan = yield from _timed(job, "scan", look_at_clip(job))
         cameras = yield from _cameras(job, scan, digest(source, config.as_dict()["camera"], config.as_dict()["poses"]))
@@ -89,17 +92,33 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
             job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device)
         )
         cameras, depth = scale_to_lengths(job, scan, cameras, depth)
-        cloud = None
+        cloud, kept = None, _edits_of(job, clip_print)
         if config.fuse and config.poses.source != "none":
-            cloud = yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth))
+            cloud = yield from _timed(job, "fuse", fuse_cloud(job, scan, cameras, depth, read_exclusions(run, kept)))
         yield from _timed(job, "write", write_products(job, scan, cameras, depth, cloud))
     except BaseException:
         run.give_up()
         raise
     run.update(
-        status="finished", units=cameras.units, model=estimator.provenance(), versions=versions(), report=_report(job)
+        status="finished",
+        units=cameras.units,
+        views=fusion_views(scan, cameras, depth).indices.tolist(),
+        edits=kept,
+        model=estimator.provenance(),
+        versions=versions(),
+        report=_report(job),
     )
+    tidy(run)
     return run
+
+
+def _edits_of(job: Job, clip_print: str) -> list[dict[str, Any]]:
+    """The edits of the run that this one replaces, as far as they were painted on this clip."""
+    before = edits(job.run)
+    kept = [e for e in before if e["clip"] == clip_print]
+    if dropped := len(before) - len(kept):
+        job.warn(f"{dropped} edits of this run were painted on another clip and are dropped")
+    return kept
 
 
 def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:

@@ -6,6 +6,7 @@
     RUN/depth/NNNNNN.png  uint16, NNNNNN the source frame's index; depth/encoding.json says how to read it
     RUN/sigma/NNNNNN.png  standard deviation of that depth likewise; runs of older versions have none
     RUN/cloud.ply
+    RUN/edits/            what a person has taken out of the cloud, see `exclusions`
     RUN/cache/            what an interrupted run resumes from: arrays.zarr (relative and aligned depth), <stage>.npz
 
 Every write is atomic. A stage's results carry the digest of everything they depend on; they are reused under the same
@@ -90,6 +91,7 @@ class Run:
                 stages=copy.deepcopy(before.get("stages", {})),
                 seconds={} if before.get("status") == "finished" else dict(before.get("seconds", {})),
                 report={},
+                edits=copy.deepcopy(before.get("edits", [])),  # what a person did by hand survives a run made anew
             )
         except OutputError:
             with contextlib.suppress(OSError):

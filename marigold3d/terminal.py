@@ -122,6 +122,8 @@ def report_lines(run: Run) -> str:
             lines.append(_held_out("refined", r["held_out"], unit, _since_alignment(run)))
     if f := report.get("fusion"):
         lines.append(f"  cloud     {f['points']:,} points, voxel {f['voxel']:.4g} {unit}")
+    if edits := run.manifest.get("edits"):
+        lines.append(f"  edits     {len(edits)}: {sum(e['pixels'] for e in edits):,} painted pixels are left out")
     if s := report.get("seconds"):
         spent = ", ".join(f"{k} {v:.0f}" for k, v in s.items() if k != "total")
         lines.append(f"  time      {s['total']:.0f} s ({spent}), peak memory {report['peak_memory_mb']:.0f} MB")

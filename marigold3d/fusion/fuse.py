@@ -46,7 +46,10 @@ class FusionReport:
 
 @dataclass(frozen=True, eq=False)
 class FusionInput:
-    """What is fused: for each of M views its position, source index and pose; `depth(position)` reads a DepthMap."""
+    """What is fused: for each of M views its position, source index and pose; `depth(position)` reads a DepthMap.
+
+    whole: depth before any of it was excluded, if some was: it says how large the scene is and how sure its depth.
+    """
 
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]
@@ -54,6 +57,7 @@ class FusionInput:
     depth: Callable[[int], DepthMap]
     camera: Intrinsics
     units: Units
+    whole: Callable[[int], DepthMap] | None = None
 
 
 def fuse(
@@ -119,7 +123,7 @@ def _typical_sigma(views: FusionInput, samples: int = 12) -> float:
 
 def _some_maps(views: FusionInput, samples: int) -> Iterator[DepthMap]:
     picks = np.unique(np.linspace(0, len(views.positions) - 1, samples).round().astype(int))
-    maps = (views.depth(int(views.positions[i])) for i in picks)
+    maps = ((views.whole or views.depth)(int(views.positions[i])) for i in picks)
     return (m for m in maps if m.valid.any())
 
 

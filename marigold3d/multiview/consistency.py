@@ -54,7 +54,7 @@ def compare(view: View, others: Sequence[View], camera: Intrinsics, ratio: float
     for other in others:
         T_other_view = (inverse(other.T_world_camera) @ view.T_world_camera).astype(np.float32)
         seen = (points @ T_other_view[:3, :3].T + T_other_view[:3, 3]).astype(np.float32)
-        row, column, inside = _pixels(seen, camera)
+        row, column, inside = pixels_under(seen, camera)
         inside &= valid
         z_other = np.where(inside, other.depth.depth[row, column], 0)
         inside &= other.depth.valid[row, column]
@@ -91,7 +91,7 @@ def neighbour_positions(T_world_camera: Array, index: int, depth: float, count: 
     return order[np.linspace(0, len(order) - 1, count + 1).round().astype(int)[1:]].tolist()  # type: ignore[no-any-return]
 
 
-def _pixels(
+def pixels_under(
     points: NDArray[np.float32], camera: Intrinsics
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
     """Pixel (row, column) each camera-frame point (h, w, 3) falls on, and whether it falls on any."""
@@ -120,7 +120,7 @@ def carried(sources: Sequence[View], T_world_camera: Array, camera: Intrinsics) 
         z = source.depth.depth[rows, columns].astype(float)
         T_camera_source = inverse(T_world_camera) @ source.T_world_camera
         points = transform(T_camera_source, ray_grid(camera)[rows, columns] * z[:, None])
-        row, column, inside = _pixels(points.astype(np.float32), camera)
+        row, column, inside = pixels_under(points.astype(np.float32), camera)
         at, here = (row * camera.width + column)[inside], points[inside, 2]
         np.minimum.at(nearest, at, here)
         found.append((at, here, (_sigma(source.depth)[rows, columns] / z)[inside]))

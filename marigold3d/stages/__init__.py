@@ -6,7 +6,7 @@ from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
 from .look import look_at_clip
 from .refine import refine_depth
-from .scene import fuse_cloud, write_products
+from .scene import fuse_cloud, fusion_views, write_products
 
 __all__ = [
     "Cameras",
@@ -19,6 +19,7 @@ __all__ = [
     "find_cameras",
     "fingerprint",
     "fuse_cloud",
+    "fusion_views",
     "look_at_clip",
     "refine_depth",
     "scale_to_lengths",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..atomic import atomic_path, writable_folder
+from ..exclusions import Exclusion, without
 from ..export.depth_maps import DepthEncoding, write_depth_png, write_encoding, write_sigma_png
 from ..export.ply import write_ply
 from ..export.trajectories import write_tum
 from ..fusion.fuse import FAR_RATIO, FusionInput, FusionReport, fuse, median_depth
+from ..multiview.consistency import View
 from ..progress import Progress, Steps
 from ..scan import Scan
 from ..types import PointCloud, Trajectory
@@ -27,9 +30,17 @@ def fusion_views(scan: Scan, cameras: Cameras, store: DepthStore) -> FusionInput
     )
 
 
-def fuse_cloud(job: Job, scan: Scan, cameras: Cameras, store: DepthStore) -> Steps[PointCloud]:
-    """One cloud of all keyframes."""
-    views = fusion_views(scan, cameras, store)
+def fuse_cloud(
+    job: Job, scan: Scan, cameras: Cameras, store: DepthStore, exclusions: Sequence[Exclusion] = ()
+) -> Steps[PointCloud]:
+    """One cloud of all keyframes, without what a person has excluded."""
+    position_of = {int(scan.indices[p]): p for p in np.flatnonzero(cameras.posed).tolist()}
+
+    def seen(index: int) -> View | None:
+        p = position_of.get(index)
+        return None if p is None else View(store.get(p), cameras.T_world_camera[p])
+
+    views = without(fusion_views(scan, cameras, store), exclusions, seen)
     row_of = {p: r for r, p in enumerate(views.positions.tolist())}
     frames = job.video.frames_at(row_of, max_side=job.config.video.max_side)
     cloud, report = yield from fuse(views, ((row_of[p], rgb) for p, rgb in frames), job.config.fusion)
