@@ -85,7 +85,7 @@ class AlignConfig:
     cues: tuple[str, ...] = ()  # files of known depths: depth maps, tables, clouds, control points, SfM models
     cue_sigma: float | None = None  # standard deviation of those cues, share of depth; None: by kind of file
     cue_units: Literal["m", "arbitrary"] | None = None  # of those cues; None: by kind of file
-    measures: tuple[str, ...] = ()  # known lengths, "x1,y1,x2,y2,frame=METRES"
+    measures: tuple[str, ...] = ()  # known lengths, "x1,y1,x2,y2,frame=METRES" or "x1,y1@f1,x2,y2@f2=METRES"
     guide: bool = False  # steer a diffusion model by the cues, on keyframes
     guided_frames: int = 12  # so many of them, at the most
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from marigold3d.camera import normalised, project
+from marigold3d.config import AlignConfig, PoseConfig, RunConfig
 from marigold3d.cues import ClipFrames, Measurement, distance, parse_measure, scale_from_measures
 from marigold3d.errors import GeometryError, UsageError
 from marigold3d.rigid import inverse, transform
+from marigold3d.stages import check_known
 from marigold3d.types import DepthMap, Intrinsics
 from tests import synthetic
 from tests.data_paths import data_path
@@ -54,6 +56,65 @@ def test_the_scale_is_recovered_whatever_the_scenes_unit(unit: float, metres: fl
     for length in found.lengths:
         assert length.after == pytest.approx(length.measurement.length_m, rel=0.01)
         assert length.before * found.factor == pytest.approx(length.after)
+
+
+def across_frames(metres: float = 1.0) -> list[Measurement]:
+    """The same pairs, each with its ends in two frames."""
+    out = []
+    for i, pair in enumerate(WALL):
+        uv = [
+            project(transform(inverse(POSES[p]), np.array(end)), CAMERA) * 2
+            for p, end in zip((i, 3 - i), pair, strict=True)
+        ]
+        length = float(np.linalg.norm(np.subtract(*pair))) * metres
+        frames = int(CLIP.indices[i]), int(CLIP.indices[3 - i])
+        out.append(Measurement(frames[0], tuple(uv[0]), tuple(uv[1]), length, frame_b=frames[1]))
+    return out
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_lengths_between_two_frames_give_the_same_scale(unit: float, metres: float) -> None:
+    T = POSES.copy()
+    T[:, :3, 3] *= unit
+    found = scale_from_measures(across_frames(metres), lambda p: depth_of(p, unit), CLIP, T)
+    assert found.factor == pytest.approx(metres / unit, rel=0.005)
+    assert found.n == 3
+    one_frame = scale_from_measures(measures(metres), lambda p: depth_of(p, unit), CLIP, T)
+    assert found.sigma == pytest.approx(one_frame.sigma, rel=0.3)
+
+
+def test_poses_do_not_matter_to_a_length_in_one_frame() -> None:
+    with_poses = scale_from_measures(measures(), depth_of, CLIP, POSES)
+    without = scale_from_measures(measures(), depth_of, CLIP)
+    assert (with_poses.factor, with_poses.sigma) == pytest.approx((without.factor, without.sigma), rel=1e-9)
+
+
+def test_a_length_between_two_frames_needs_poses() -> None:
+    with pytest.raises(UsageError, match="two frames, which --no-poses leaves apart"):
+        scale_from_measures([*measures(), across_frames()[0]], depth_of, CLIP)
+
+
+def test_a_length_between_two_frames_without_poses_is_refused_before_the_work() -> None:
+    two, one = AlignConfig(measures=("1,2@0,3,4@9=1",)), AlignConfig(measures=("1,2,3,4,9=1",))
+    with pytest.raises(UsageError, match="two frames"):
+        check_known(RunConfig(align=two, poses=PoseConfig("none")))
+    check_known(RunConfig(align=two))
+    check_known(RunConfig(align=one, poses=PoseConfig("none")))
+
+
+def test_sigma_of_a_length_between_two_frames_is_what_noise_makes_of_it(rng: np.random.Generator) -> None:
+    """Depth off by its sigma in either frame, and pixels by half a one."""
+    measure, lengths = across_frames()[0], []
+    exact = scale_from_measures([measure], lambda p: depth_of(p, share=0.03), CLIP, POSES).lengths[0]
+    for _ in range(400):
+        off = dict(zip((0, 3), 1 + 0.03 * rng.normal(size=2), strict=True))
+        a, b = (tuple(np.add(uv, rng.normal(size=2))) for uv in (measure.uv_a, measure.uv_b))  # 0.5 px of the maps
+        noisy = Measurement(measure.frame, a, b, measure.length_m, frame_b=measure.frame_b)
+        found = scale_from_measures([noisy], lambda p, off=off: depth_of(p, off[p]), CLIP, POSES)
+        lengths.append(found.lengths[0].before)
+    assert np.mean(lengths) == pytest.approx(exact.before, rel=0.02)
+    assert exact.sigma == pytest.approx(np.std(lengths), rel=0.2)
 
 
 def test_one_length_gives_it_exactly() -> None:
@@ -141,6 +202,28 @@ def test_measurements_are_parsed(text: str, length: float, sigma: float | None) 
     assert parse_measure(str(parse_measure(text))).uv_b == (30, 40)
 
 
+def test_measurements_between_frames_are_parsed() -> None:
+    found = parse_measure("10,20@4, 30.5,40 @ 8=2.03+-0.01", CLIP)
+    assert found == Measurement(4, (10, 20), (30.5, 40), 2.03, 0.01, 8)
+    assert found.ends == ((4, (10, 20)), (8, (30.5, 40)))
+    assert str(found) == "10,20@4,30.5,40@8=2.03+-0.01"
+    assert parse_measure("10,20@4,30,40@4=2", CLIP) == parse_measure("10,20,30,40,4=2", CLIP)
+    parse_measure("10,20@4,10,20@8=2", CLIP)  # the same pixel of two frames is no mistake
+
+
+PIXELS = st.floats(0, 1e5)
+
+
+@given(PIXELS, PIXELS, PIXELS, PIXELS, st.integers(0, 10**6), st.integers(0, 10**6) | st.none(), st.data())
+def test_a_measurement_reads_back_what_it_writes(
+    x1: float, y1: float, x2: float, y2: float, frame: int, frame_b: int | None, data: st.DataObject
+) -> None:
+    length, sigma = data.draw(st.floats(1e-6, 1e6)), data.draw(st.floats(1e-9, 1e3) | st.none())
+    measure = Measurement(frame, (x1, y1), (x2, y2), length, sigma, frame_b)
+    assume((x1, y1) != (x2, y2))
+    assert parse_measure(str(measure)) == measure
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -160,6 +243,14 @@ def test_measurements_are_parsed(text: str, length: float, sigma: float | None) 
         ("10,20,400,40,4=1", "outside the 384x288 frames"),
         ("10,-1,30,40,4=1", "outside"),
         ("10,20,30,40,5=1", "frame 5 is not in use .* nearest one is 4"),
+        ("10,20@4,30,40=1", "x1,y1@frame1"),
+        ("10,20@4,30,40@8", "x1,y1@frame1"),
+        ("10,20@4,30,40@8,1=1", "x1,y1@frame1"),
+        ("10,20@4.5,30,40@8=1", "x1,y1@frame1"),
+        ("10,20@4,30,40@nan=1", "x1,y1@frame1"),
+        ("10,20@4,10,20@4=1", "same pixel"),
+        ("10,20@4,30,400@8=1", r"\(30, 400\) is outside"),
+        ("10,20@4,30,40@9=1", "frame 9 is not in use .* nearest one is 8"),
     ],
 )
 def test_nonsense_is_refused(text: str, says: str) -> None:

@@ -3,7 +3,16 @@
 from .clip_frames import ClipFrames
 from .control_points import ControlPoints
 from .georeference import Georeference, georeference
-from .measure import Measurement, ScaleEstimate, distance, parse_measure, scale_from_measures
+from .measure import (
+    Measurement,
+    ScaleEstimate,
+    distance,
+    length_between,
+    parse_measure,
+    require_one_frame,
+    scale_from_measures,
+    surface_point,
+)
 from .read import CountedSource, read_cues
 from .scale import MetricScale, metric_scale
 from .tally import Tally
@@ -19,8 +28,11 @@ __all__ = [
     "Tally",
     "distance",
     "georeference",
+    "length_between",
     "metric_scale",
     "parse_measure",
     "read_cues",
+    "require_one_frame",
     "scale_from_measures",
+    "surface_point",
 ]

@@ -12,7 +12,7 @@ from ..align import fit_frame
 from ..align.clip import AlignmentReport, align_clip
 from ..align.flow import FlowBetween
 from ..align.sources import CueSource
-from ..config import AlignConfig
+from ..config import RunConfig
 from ..cues import (
     ClipFrames,
     ControlPoints,
@@ -22,6 +22,7 @@ from ..cues import (
     metric_scale,
     parse_measure,
     read_cues,
+    require_one_frame,
     scale_from_measures,
 )
 from ..cues.read import split_spec
@@ -40,13 +41,15 @@ LEAST_POINTS = 20  # of structure from motion a frame needs to say so
 DISAGREEMENT = 0.05  # of the frames about the scale, or of metric poses with metric cues, worth a warning
 
 
-def check_known(config: AlignConfig) -> None:
+def check_known(config: RunConfig) -> None:
     """Errors in what is known that can be seen before the work: files that are not there, lengths of no known form."""
-    for spec in config.cues:
+    for spec in config.align.cues:
         if not split_spec(spec)[0].exists():
             raise InputError(f"--cues {spec}: there is no such file or folder")
-    for text in config.measures:
-        parse_measure(text)
+    for text in config.align.measures:
+        measure = parse_measure(text)
+        if config.poses.source == "none":
+            require_one_frame(measure)
 
 
 def clip_frames(job: Job, scan: Scan, cameras: Cameras) -> ClipFrames:
@@ -103,7 +106,8 @@ def scale_to_lengths(job: Job, scan: Scan, cameras: Cameras, depth: DepthStore) 
     if not measures:
         return cameras, depth
     clip = clip_frames(job, scan, cameras)
-    found = scale_from_measures([parse_measure(m, clip) for m in measures], depth.get, clip)
+    T_world_camera = None if job.config.poses.source == "none" else cameras.T_world_camera
+    found = scale_from_measures([parse_measure(m, clip) for m in measures], depth.get, clip, T_world_camera)
     if cameras.units == "m" and abs(np.log(found.factor)) > 3 * max(found.sigma / found.factor, 0.01):
         job.warn(
             f"the known lengths make the scene {found.factor:.3g} times as large as the cues in metres say; "
