@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from .atomic import atomic_path, writable_folder
 from .config import FusionConfig, RunConfig
 from .errors import GeometryError, InputError, UsageError
-from .exclusions import Exclusion, Scope, edits, edits_folder, read_exclusions, resized, without
+from .exclusions import MAPS_KEPT, Exclusion, Scope, edits, edits_folder, read_exclusions, resized, without
 from .export.ply import write_ply
 from .fusion.fuse import FusionInput, fuse
 from .multiview.consistency import View
@@ -158,12 +159,12 @@ def _fused(run: Run, exclusions: Sequence[Exclusion], config: FusionConfig) -> S
     frames, T = run.frame_indices, run.trajectory().T_world_camera
     if len(frames) != len(T):
         raise InputError(f"{run.path} has {len(frames)} depth maps but {len(T)} poses: run again with --overwrite")
-    pose = dict(zip(frames, T, strict=True))
+    pose, depth = dict(zip(frames, T, strict=True)), lru_cache(MAPS_KEPT)(run.depth)
     indices = np.array(_fused_frames(run), np.int64)
     views = FusionInput(
-        indices, indices, np.stack([pose[f] for f in indices]), run.depth, run.camera(), run.manifest["units"]
+        indices, indices, np.stack([pose[f] for f in indices]), depth, run.camera(), run.manifest["units"]
     )
-    edited = without(views, exclusions, lambda f: View(run.depth(f), pose[f]) if f in pose else None)
+    edited = without(views, exclusions, lambda f: View(depth(f), pose[f]) if f in pose else None)
     try:
         with threadpool_limits(1, "blas"):
             cloud, report = yield from fuse(edited, _colors(run, indices), config)
