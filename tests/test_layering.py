@@ -19,6 +19,7 @@ LAYERS = (  # a module or package imports only what stands before it
     *(
         "store",
         "exclusions",
+        "picking",
         "view",
         "probes",
         "doctor",
