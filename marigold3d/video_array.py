@@ -2,8 +2,8 @@
 
 A container finds keyframes by time, not by number, and B-frames are stored out of order. So the presentation times of
 all packets are read first, without decoding; sorted, they number the frames. Where a clip's times cannot be trusted for
-that, or its "keyframes" are no whole pictures but points where one begins to be refreshed, frames are counted by decoding
-from the start: slower, as exact.
+that, or its "keyframes" are no whole pictures but the starts of gradual refreshes, frames are counted by decoding from
+the start: slower, as exact.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_ci_is_a_valid_executable_script():
 
 
 def test_every_subpackage_is_listed(project):
-    found = {"marigold3d.napari_plugin"}
+    found = {"marigold3d.examples", "marigold3d.napari_plugin"}
     found |= {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "marigold3d").rglob("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == found
 

@@ -94,7 +94,7 @@ def read_ply(path: str | Path) -> PointCloud:
 
 def _read(path: Path, file: BinaryIO) -> PointCloud:
     layout, count, dtype, units = _parse_header(path, file)
-    cloud = _empty(count, units)
+    cloud = blank_cloud(count, units)
     start = 0
     for chunk in _chunks(file, layout, dtype, count):
         _unpack(chunk, cloud, slice(start, start + len(chunk)))
@@ -147,7 +147,8 @@ def _chunks(file: BinaryIO, layout: str, dtype: np.dtype[Any], count: int) -> It
             yield np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
 
 
-def _empty(count: int, units: Units) -> PointCloud:
+def blank_cloud(count: int, units: Units) -> PointCloud:
+    """A cloud to fill in, of which nothing is known: grey points at 0 without normals, sigma NaN, frame -1."""
     return PointCloud(
         points=np.zeros((count, 3), np.float32),
         colors=np.full((count, 3), 160, np.uint8),
