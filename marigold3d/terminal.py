@@ -20,6 +20,7 @@ TITLES = {
     "guide": "Guiding keyframes",
     "thumbnails": "Reading pictures for flow",
     "solve": "Aligning all frames",
+    "sharpen": "Bending single frames",
     "apply": "Writing aligned depth",
     "match": "Comparing poses with the pictures",
     "sweep": "Matching views",
@@ -132,8 +133,10 @@ def report_lines(run: Run) -> str:
 
 
 def _since_alignment(run: Run) -> float:
-    """What known lengths have multiplied the scene by after it was aligned and its errors were measured."""
-    return float(run.manifest.get("report", {}).get("lengths", {}).get("factor", 1.0))
+    """What known lengths multiplied the scene by without its errors following; runs of older versions have such."""
+    report = run.manifest.get("report", {})
+    followed = report.get("alignment", {}).get("units") == run.manifest.get("units")
+    return 1.0 if followed else float(report.get("lengths", {}).get("factor", 1.0))
 
 
 def _alignment(a: dict[str, Any], unit: str, factor: float) -> list[str]:

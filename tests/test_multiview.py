@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from threading import Event
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy.ndimage import uniform_filter1d
 
 from marigold3d.config import RefineConfig
-from marigold3d.depth.device import in_parallel
+from marigold3d.depth.device import in_parallel, in_parallel_or_waiting
 from marigold3d.multiview.matching import Matcher, SweepView, box, distorted
 from marigold3d.multiview.merge import Evidence, enlarged, merge
 from marigold3d.multiview.refine import DepthAccess, Keyframes, Refinement, sweep_size
@@ -439,3 +440,24 @@ def test_work_in_parallel_keeps_its_order_and_the_thread_setting() -> None:
     assert next(some) == 0
     some.close()
     assert torch.get_num_threads() == before
+
+
+def test_waiting_for_work_is_said_and_closing_does_not_wait_for_it() -> None:
+    """The work ends after the generator was closed: were it waited for, it would have ended before."""
+    closed, ended = Event(), []
+
+    def work(i: int) -> int:
+        if i == 0:
+            return 7
+        ended.append(closed.wait(20))
+        return i
+
+    results = in_parallel_or_waiting(work, 100, torch.device("cpu"))
+    assert next(r for r in results if r is not None) == 7
+    assert next(results) is None
+    assert next(results) is None
+    results.close()
+    assert not ended
+    closed.set()
+    with pytest.raises(ZeroDivisionError):
+        list(in_parallel_or_waiting(lambda i: 1 // (3 - i), 9, torch.device("cpu")))

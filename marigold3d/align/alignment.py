@@ -91,7 +91,7 @@ class Alignment:
         return dict(Counter("not aligned" if f is None else f.fit.determined for f in self.frames))
 
     def as_dict(self) -> dict[str, object]:
-        """The report: a row a frame, and flicker."""
+        """The report: a row a frame, the domain that scale and shift act in, and flicker."""
         fits = [None if f is None else f.fit for f in self.frames]
 
         def column(of: Callable[[AffineFit], float]) -> list[float | None]:
@@ -109,6 +109,7 @@ class Alignment:
                 "rejected": self.rejected.tolist(),
                 "segment": self.segment.tolist(),
             },
+            "domain": next((fit.domain for fit in fits if fit is not None), None),
             "flicker": self.flicker.as_dict(),
         }
 
@@ -170,7 +171,7 @@ def solve_clip_steps(
     for first, last in pairwise(starts):
         moving = _moving(T_world_camera, first, last)
         parts.append((yield from _solve_segment(clip, whole, first, last, moving, flow is not None)))
-    return _alignment(clip, parts, starts)
+    return (yield from _alignment(clip, parts, starts))
 
 
 def _link(grid: SampleGrid, camera: Intrinsics | None, T_world_camera: Array | None, flow: FlowBetween | None) -> Link:
@@ -258,14 +259,14 @@ def _some(stretch: Stretch) -> range:
     return range(0, len(stretch), max(1, len(stretch) // 100))
 
 
-def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -> Alignment:
+def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -> Steps[Alignment]:
     frames: list[FrameAlignment | None] = []
     before: list[Array] = []
     after: list[Array] = []
     for number, segment in enumerate(segments):
         first, T = starts[number], len(segment.stretch)
         coarse = [_frame(clip, segment, i, first + i) for i in range(T)]
-        fine = sharpened(
+        fine = yield from sharpened(
             coarse, {i: _seen(clip, f, first + i) for i, f in enumerate(coarse) if f and first + i in clip.fits}
         )
         frames += fine

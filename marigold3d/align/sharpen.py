@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import Progress, Steps
 from ..types import SparseCues
 from .cue_arrays import sigma_shares
 from .field import ScaleField, fit_field, grid_shape
@@ -31,14 +32,18 @@ class Bend:
 def sharpened(
     frames: Sequence[FrameAlignment | None],
     cues: Mapping[int, tuple[NDArray[np.float32], SparseCues, NDArray[np.bool_]]],
-) -> list[FrameAlignment | None]:
+) -> Steps[list[FrameAlignment | None]]:
     """Consecutive frames of one scene with fine fields in place of coarse ones.
 
     cues: by frame, the values (M,) of its map at M cues, these, and which of them (M,) the coarse field meets. A frame
     without any takes the mean of the fields beside it.
     """
     columns = int(np.clip(np.sqrt(np.median([len(v) for v, *_ in cues.values()] or [0])), *FINE_COLUMNS))
-    bends = {i: bend for i, own in cues.items() if (f := frames[i]) and (bend := _bend(f, *own, columns))}
+    bends: dict[int, Bend] = {}
+    for done, (i, own) in enumerate(cues.items(), 1):
+        if (frame := frames[i]) and (bend := _bend(frame, *own, columns)):
+            bends[i] = bend
+        yield Progress("sharpen", done, len(cues))
     out = list(frames)
     for i, frame in enumerate(frames):
         around = [i] if i in bends else range(i - len(FADING) + 1, i + len(FADING))

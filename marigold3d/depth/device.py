@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from ..errors import Marigold3DError, ModelError, OutOfMemoryError, UsageError
 
 T = TypeVar("T")
+
+MOMENT_S = 0.2  # a front-end that hears nothing for longer feels stuck
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -79,26 +82,44 @@ def run_within_memory(run: Callable[[NDArray[np.uint8]], list[T]], rgb: NDArray[
 
 
 def in_parallel(work: Callable[[int], T], count: int, device: torch.device) -> Iterator[T]:
-    """work(0), work(1), ... in order, a few frames at a time, each on one core.
+    """work(0), work(1), ..., none of them None, in order, a few frames at a time, each on one core.
 
     The tensors are small: a frame on each core is faster than one frame on all of them, and many times faster where
     other work competes for the cores, since threads that share a frame wait for the slowest. A GPU takes one at a time.
     """
+    with closing(in_parallel_or_waiting(work, count, device)) as results:
+        for result in results:
+            if result is not None:
+                yield result
+
+
+def in_parallel_or_waiting(
+    work: Callable[[int], T], count: int, device: torch.device
+) -> Generator[T | None, None, None]:
+    """`in_parallel`, and None whenever a moment went by without a result, for callers that must stay responsive.
+
+    Closing it does not wait for work under way, whose results are dropped.
+    """
     workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: deque[Future[T]] = deque()
-        try:
-            for i in range(count):
-                pending.append(pool.submit(work, i))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[T]] = deque()
+    given, closed = 0, False
+    try:
+        while given < count or pending:
+            while given < count and len(pending) <= workers:
+                pending.append(pool.submit(work, given))
+                given += 1
+            if wait([pending[0]], MOMENT_S).done:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-            torch.set_num_threads(before)  # threads started later take the latest setting
+            else:
+                yield None
+    except GeneratorExit:
+        closed = True
+        raise
+    finally:
+        pool.shutdown(wait=not closed, cancel_futures=True)
+        torch.set_num_threads(before)  # threads started later take the latest setting
 
 
 def free_cache() -> None:

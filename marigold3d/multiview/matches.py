@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..camera import normalised, project
-from ..depth.device import in_parallel
+from ..depth.device import in_parallel_or_waiting
 from ..progress import Progress, Steps
 from ..rigid import inverse
 from ..types import Array, FloatImage, Intrinsics
@@ -72,8 +72,11 @@ def find_matches(
         return found
 
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], Array, int]] = []
-    for done, some in enumerate(in_parallel(one, len(pairs), device), 1):
-        found += some
+    done = 0
+    for some in in_parallel_or_waiting(one, len(pairs), device):
+        if some is not None:
+            found += some
+            done += 1
         yield Progress("match", done, len(pairs))
     point = np.concatenate([np.zeros(0, np.int64), *(f[0] for f in found)])
     frame = np.concatenate([np.zeros(0, np.int64), *(f[1] for f in found)])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import RefineConfig
-from ..depth.device import choose_device, in_parallel
+from ..depth.device import choose_device, in_parallel_or_waiting
 from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics
 from .consistency import View, carried, compare, neighbour_positions
@@ -116,10 +116,15 @@ class Refinement:
             return sweep(pictures[i], near, self.camera, filled, sigma, self.device)
 
         before = len(positions) - len(todo)
-        for number, swept in enumerate(in_parallel(one, len(todo), choose_device(self.device))):
+        number = 0
+        for swept in in_parallel_or_waiting(one, len(todo), choose_device(self.device)):
+            if swept is None:
+                yield Progress("sweep", before + number, len(positions))
+                continue
             position = positions[todo[number]]
             self.depths.keep_swept(position, swept)
-            yield Progress("sweep", before + number + 1, len(positions), FramePreview(position, swept.depth))
+            number += 1
+            yield Progress("sweep", before + number, len(positions), FramePreview(position, swept.depth))
 
     def confirm(self) -> Steps[float]:
         """Keep of every sweep what another sweep agrees on, averaged with it; the share of all pixels.
@@ -231,9 +236,15 @@ class Refinement:
             return depth, float(merged.from_views.mean())
 
         before = len(positions) - len(todo)
-        for number, (depth, share) in enumerate(in_parallel(one, len(todo), choose_device(self.device))):
+        number = 0
+        for refined in in_parallel_or_waiting(one, len(todo), choose_device(self.device)):
+            if refined is None:
+                yield Progress(stage, before + number, len(positions))
+                continue
+            depth, share = refined
             self.depths.keep(todo[number], depth, share)
-            yield Progress(stage, before + number + 1, len(positions), FramePreview(todo[number], depth.depth))
+            number += 1
+            yield Progress(stage, before + number, len(positions), FramePreview(todo[number - 1], depth.depth))
 
 
 class _InTurn:
