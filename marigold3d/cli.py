@@ -245,17 +245,24 @@ def align(
 ) -> None:
     """Align a finished run anew, to known depths and lengths, without estimating depth again; or draw its report.
 
-    Cues and lengths given before stay unless others are given. With only --plot or --json the run stays as it is.
+    Cues given before stay unless others are given. Lengths are added to those given before; one between the same ends
+    replaces it. Lengths alone take a second. With only --plot or --json the run stays as it is.
     """
     from .config import AlignConfig
-    from .realign import realign
+    from .cues import parse_measure
+    from .rescale import known_lengths, rescale
     from .store import Run
     from .terminal import alignment_table, progress_bars
 
-    opened = Run.open(run)
+    opened, said = Run.open(run), ""
     if plot is not None:
         _check_plot(plot)
-    if cues or measure or guide or not field or (plot is None and not as_json):
+    lengths = [parse_measure(text) for text in measure or ()]
+    if lengths and not (cues or guide or not field):
+        said = "\n".join(rescale(opened, lengths).lines)
+    elif cues or measure or guide or not field or (plot is None and not as_json):
+        from .realign import realign
+
         units = "m" if metric_cues else None
         before = opened.manifest["settings"].get("align", {})
         settings = AlignConfig(
@@ -263,7 +270,7 @@ def align(
             cues=tuple(cues or before.get("cues", ())),
             cue_sigma=cue_sigma if cues else before.get("cue_sigma"),
             cue_units=units if cues else before.get("cue_units"),  # type: ignore[arg-type]
-            measures=tuple(measure or before.get("measures", ())),
+            measures=tuple(map(str, known_lengths(opened, lengths))),
             guide=guide,
         )
         with progress_bars(quiet) as on_progress:
@@ -276,7 +283,7 @@ def align(
     if as_json:
         _print_json({"run": str(run), "units": opened.manifest["units"], **opened.manifest["report"]})
     else:
-        print(alignment_table(opened), file=sys.stderr)
+        print(said or alignment_table(opened), file=sys.stderr)
 
 
 @app.command()

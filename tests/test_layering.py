@@ -15,11 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "marigold3d"
 LAYERS = (  # a module or package imports only what stands before it
     *("errors", "types", "progress", "lazy", "atomic", "config", "rigid", "camera", "splat", "viewpoint", "detail"),
     *("frames", "images", "video", "video_array", "scan"),
-    *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cloud_colors", "cues"),
+    *("depth", "align", "flow", "poses", "multiview", "fusion", "export", "cloud_colors", "cues", "lengths"),
     *(
         "store",
         "exclusions",
         "picking",
+        "rescale",
         "view",
         "probes",
         "doctor",

@@ -228,6 +228,31 @@ def test_a_known_length_brings_the_run_to_metres(run: Path, scene: Scene, cli: C
     assert "known length" in cli("info", run).stdout
 
 
+def test_lengths_alone_say_what_changed_and_need_no_clip(run: Path, scene: Scene, cli: Cli) -> None:
+    Run.open(run).update(clip=str(scene.folder / "moved.mp4"))
+    said = cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)))
+    assert (said.code, said.stdout) == (0, "")
+    first, path, voxel, length = said.stderr.splitlines()
+    assert first.startswith("1 unit is 0.4")
+    assert path.startswith("camera path 3.")
+    assert voxel.startswith("voxel ")
+    assert length.startswith("length 20.5,60.5,200.5,50.5,5=")
+
+
+def test_lengths_come_on_top_of_those_before(run: Path, scene: Scene, cli: Cli) -> None:
+    """Also where known depths come with the last of them, and all is aligned anew."""
+    texts = [length_between(scene, frame, (20, 60), (200, 50)) for frame in (3, 5)]
+    across = length_between(scene, 8, (30, 60), (190, 50))
+    assert cli("align", run, "--measure", texts[0], "-q").code == 0
+    assert cli("align", run, "--measure", texts[1], "-q").code == 0
+    assert Run.open(run).manifest["settings"]["align"]["measures"] == texts
+    assert cli("align", run, "--cues", scene.sensor, "--measure", across, "-q").code == 0
+    manifest = Run.open(run).manifest
+    assert manifest["settings"]["align"]["measures"] == [*texts, across]
+    assert len(manifest["report"]["lengths"]["lengths"]) == 3
+    assert depth_scale(Run.open(run), scene.clip) == pytest.approx(1, abs=0.03)
+
+
 def test_a_length_at_odds_with_known_depths_is_said(run: Path, scene: Scene, cli: Cli) -> None:
     measure = length_between(scene, 5, (20, 60), (200, 50))
     ends, length = measure.split("=")
@@ -237,13 +262,28 @@ def test_a_length_at_odds_with_known_depths_is_said(run: Path, scene: Scene, cli
     assert depth_scale(Run.open(run), scene.clip) == pytest.approx(2, rel=0.03)
 
 
-def test_errors_are_printed_in_the_units_of_the_run(run: Path, scene: Scene, cli: Cli) -> None:
-    """A length rescales the scene after its errors were measured; run.json keeps those in the units it names."""
+def test_errors_are_in_the_units_of_the_run(run: Path, scene: Scene, cli: Cli) -> None:
+    """A length rescales the scene after its errors were measured; they follow."""
     before = Run.open(run).alignment()["held_out"]["mae"]
-    said = cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)), "-q")
+    assert cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)), "-q").code == 0
     report = Run.open(run).manifest["report"]
-    assert (report["alignment"]["units"], report["alignment"]["held_out"]["mae"]) == ("arbitrary", before)
-    assert f"mean error {report['lengths']['factor'] * before:.3g} m," in said.stderr
+    assert report["alignment"]["units"] == "m"
+    assert report["alignment"]["held_out"]["mae"] == pytest.approx(report["lengths"]["factor"] * before, rel=1e-3)
+    assert f"mean error {report['alignment']['held_out']['mae']:.3g} m," in cli("info", run).stdout
+
+
+def test_errors_of_older_runs_are_printed_in_the_units_of_the_run(run: Path, scene: Scene, cli: Cli) -> None:
+    """Those kept them in the units in which the scene was aligned, and said so."""
+    before = Run.open(run).manifest["report"]["alignment"]
+    cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)), "-q")
+    older = Run.open(run)
+    report = older.manifest["report"]
+    older.update(report={**report, "alignment": before})
+    printed = f"mean error {report['lengths']['factor'] * before['held_out']['mae']:.3g} m,"
+    assert printed in cli("info", run).stdout
+    cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)), "-q")
+    assert Run.open(run).alignment()["held_out"] == pytest.approx(report["alignment"]["held_out"], rel=1e-3)
+    assert printed in cli("info", run).stdout
 
 
 # -- nothing but a look -----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from ..cues.world_points import WorldPoints
 from ..depth import DepthEstimator
 from ..errors import GeometryError, InputError, UsageError
 from ..flow import ClipFlow, thumbnails_steps
+from ..lengths import length_warnings, lengths_report, report_in_metres
 from ..progress import Steps
 from ..scan import Scan
 from ..types import Array, RelativeDepth, SparseCues, Units
@@ -108,22 +109,10 @@ def scale_to_lengths(job: Job, scan: Scan, cameras: Cameras, depth: DepthStore) 
     clip = clip_frames(job, scan, cameras)
     T_world_camera = None if job.config.poses.source == "none" else cameras.T_world_camera
     found = scale_from_measures([parse_measure(m, clip) for m in measures], depth.get, clip, T_world_camera)
-    if cameras.units == "m" and abs(np.log(found.factor)) > 3 * max(found.sigma / found.factor, 0.01):
-        job.warn(
-            f"the known lengths make the scene {found.factor:.3g} times as large as the cues in metres say; "
-            "the lengths are followed"
-        )
-    job.report["lengths"] = {
-        "factor": found.factor,
-        "sigma": found.sigma,
-        "lengths": [
-            {"measure": str(m.measurement), "scene_before": m.before, "sigma": m.sigma, "metres_after": m.after}
-            for m in found.lengths
-        ],
-        "rejected": [str(m.measurement) for m in found.rejected],
-    }
-    for m in found.rejected:
-        job.warn(f"known length {m.measurement} disagrees with the others and is left out")
+    job.report.update(report_in_metres(job.report, found.factor))
+    job.report["lengths"] = lengths_report(found, cameras.units)
+    for line in length_warnings(found, cameras.units):
+        job.warn(line)
     return cameras.in_metres(found.factor), depth.scaled(found.factor)
 
 
