@@ -100,7 +100,7 @@ def painted(cloud: PointCloud, clip: synthetic.Clip, frame: int, mask: BoolImage
     inner: Any = binary_erosion(mask)
     points = transform(inverse(clip.T_world_camera[frame]), cloud.points.astype(float))
     uv = project(points, clip.camera)
-    inside = ((uv > 0) & (uv < SIZE)).all(1)
+    inside: BoolImage = np.asarray(np.all((uv > 0) & (uv < SIZE), axis=1))
     column, row = np.where(inside[:, None], uv, 0).astype(int).T
     seen: BoolImage = (
         inside & inner[row, column] & (np.abs(points[:, 2] / clip.frames[frame][1][row, column] - 1) < 0.03)
