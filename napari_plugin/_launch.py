@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marigold3d.doctor import check_display, check_qt
 from marigold3d.errors import UsageError
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from ._explore import ExplorePanel
+    from ._panel import ReconstructionPanel
+
+RECONSTRUCT, EXPLORE = "Reconstruct video", "Explore scene"  # as in the manifest
 
 
 def open_napari(path: str | None) -> None:
@@ -15,11 +24,19 @@ def open_napari(path: str | None) -> None:
             raise UsageError(f"napari cannot open a window ({check.detail}): {check.remedy}")
     import napari
 
-    from ._panel import ReconstructionPanel
-
     viewer = napari.Viewer(title="marigold3d")
-    panel = ReconstructionPanel(viewer)
-    viewer.window.add_dock_widget(panel, name="Reconstruct video", area="right")
+    panel, _ = dock_panels(viewer)
     if path is not None:
         panel.load(Path(path))
     napari.run()
+
+
+def dock_panels(viewer: napari.viewer.Viewer) -> tuple[ReconstructionPanel, ExplorePanel]:
+    """Both panels, as two tabs; a finished run brings the second to the front."""
+    from ._explore import ExplorePanel
+    from ._panel import ReconstructionPanel
+
+    panel, explorer = ReconstructionPanel(viewer), ExplorePanel(viewer)
+    viewer.window.add_dock_widget(panel, name=RECONSTRUCT, area="right")
+    viewer.window.add_dock_widget(explorer, name=EXPLORE, area="right", tabify=True)
+    return panel, explorer

@@ -61,7 +61,7 @@ def make_run(folder: Path, clip: Path | str = "") -> Run:
     (folder / "camera.json").write_text(json.dumps(CAMERA.as_dict()))
     write_tum(folder / "trajectory.txt", Trajectory(np.array(indices) / 10, T), "m")
     write_ply(folder / "cloud.ply", make_cloud(T[1]))
-    run.update(status="finished", units="m")
+    run.update(status="finished", units="m", views=[2])  # the cloud is of one view
     return run
 
 

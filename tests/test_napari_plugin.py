@@ -1,4 +1,4 @@
-"""The plugin: what discovery costs, the readers and layers on a bare model, the panel in a real window."""
+"""The plugin: what discovery costs, the readers and layers on a bare model, previews, the worker."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("napari", reason="napari is not installed: pip install 'marigold3d[napari]'")
 if find_spec("marigold3d.napari_plugin") is None:
@@ -19,6 +19,7 @@ if find_spec("marigold3d.napari_plugin") is None:
 from marigold3d.napari_plugin import _reader
 from marigold3d.napari_plugin._layers import (
     MAX_POINTS,
+    camera_of,
     cloud_layer,
     depth_layer,
     run_layers,
@@ -26,14 +27,16 @@ from marigold3d.napari_plugin._layers import (
     show_scene,
     to_zyx,
 )
-from marigold3d.napari_plugin._preview import DepthPreview, throttled
+from marigold3d.napari_plugin._preview import MAX_POINTS as CLOUD_POINTS
+from marigold3d.napari_plugin._preview import Preview
 from marigold3d.napari_plugin._stacks import DepthStack, display_range
+from marigold3d.napari_plugin._worker import Control, Failed, Stopped, throttled
 
-from marigold3d.errors import GeometryError, UsageError
-from marigold3d.progress import FramePreview, Progress, run
+from marigold3d.errors import UsageError
+from marigold3d.progress import CloudPreview, FramePreview, Progress, run
 from marigold3d.types import PointCloud
 from marigold3d.video_array import VideoArray
-from tests.gui import ARTEFACTS, CLIP, FRAMES, HEIGHT, WIDTH, fake_steps, make_clip, make_run, require_window
+from tests.gui import FRAMES, HEIGHT, WIDTH, make_clip, make_run
 
 
 @pytest.fixture
@@ -185,27 +188,54 @@ def test_a_run_outlives_its_clip(model, run_folder, clip):
 # -- preview -----------------------------------------------------------------------------------------------------------
 
 
+def at(i: int, total: int, values: np.ndarray, stage: str = "depth") -> Progress:
+    return Progress(stage, i + 1, total, (FramePreview(i, values),))
+
+
 def test_preview_is_one_layer_written_in_place(model):
-    preview = DepthPreview(model)
+    preview = Preview(model)
     for i in range(4):
-        preview.update(Progress("depth", i + 1, 4, FramePreview(i, np.full((6, 8), 1 + i, np.float32))))
+        preview.update(at(i, 4, np.full((6, 8), 1 + i, np.float32)))
     preview.update(Progress("fuse", 1, 2))
     assert len(model.layers) == 1
     assert model.layers[0].data.shape == (4, 6, 8)
     assert np.array_equal(model.layers[0].data[:, 0, 0], [1, 2, 3, 4])
     assert model.dims.current_step[0] == 3
     limits = model.layers[0].contrast_limits
-    preview.update(Progress("depth", 4, 4, FramePreview(3, np.full((6, 8), 50, np.float32))))
+    preview.update(at(3, 4, np.full((6, 8), 50, np.float32)))
     assert model.layers[0].contrast_limits == limits, "colours flicker"
-    preview.update(Progress("sweep", 1, 4, FramePreview(0, np.full((3, 4), 9, np.float32))))
+    preview.update(at(0, 4, np.full((3, 4), 9, np.float32), "sweep"))
     assert np.all(model.layers[0].data[0] == 9), "other stages work at other sizes"
     preview.remove()
     assert not model.layers
 
 
+def test_preview_shows_every_frame_of_a_progress(model):
+    frames = tuple(FramePreview(i, np.full((6, 8), 1 + i, np.float32)) for i in range(5))
+    Preview(model).update(Progress("depth", 5, 5, frames))
+    assert np.array_equal(model.layers[0].data[:, 0, 0], [1, 2, 3, 4, 5])
+
+
 def test_preview_of_a_long_clip_is_reduced(model):
-    DepthPreview(model).update(Progress("depth", 1, 5000, FramePreview(0, np.zeros((480, 640), np.float32))))
+    Preview(model).update(at(0, 5000, np.zeros((480, 640), np.float32)))
     assert model.layers[0].data.nbytes < 300 * 2**20
+
+
+def test_the_cloud_grows_in_one_layer(model, rng):
+    preview, total = Preview(model), 0
+    for i in range(30):
+        points = rng.random((2000, 3), np.float32) + np.float32([i, 0, 0])
+        preview.update(Progress("fuse", i + 1, 30, (CloudPreview(points, np.full((2000, 3), i, np.uint8)),)))
+        total += 2000
+    (layer,) = model.layers
+    assert model.dims.ndisplay == 3
+    assert total / 4 <= len(layer.data) <= CLOUD_POINTS
+    per_view = np.bincount(layer.data[:, 2].astype(int), minlength=30)
+    assert per_view.max() < 2 * per_view.min() + 50, "views that came early must not stand out"
+    expected = np.floor(layer.data[:, 2]) / 255  # the x of a point says which view it came from, and so its colour
+    assert np.allclose(layer.face_color[:, 0], expected, atol=1e-3)
+    preview.remove()
+    assert not model.layers
 
 
 def test_display_range_survives_constant_and_empty_maps():
@@ -214,152 +244,65 @@ def test_display_range_survives_constant_and_empty_maps():
     assert low == 3 < high
 
 
-def test_throttling_keeps_ends_and_returns_errors():
-    closed = []
-
-    def steps() -> Iterator[Progress]:
-        try:
-            for i in range(100):
-                yield Progress("depth", i + 1, 100)
-            raise RuntimeError("out of luck")
-        finally:
-            closed.append(True)
-
-    seen = []
-    failed = run(throttled(steps(), clock=lambda: 0.0), lambda progress: seen.append(progress.done))
-    assert isinstance(failed.error, RuntimeError)
-    assert seen == [1, 100]
-    assert len(closed) == 1
-
-    generator = throttled(steps())
-    next(generator)
-    generator.close()
-    assert len(closed) == 2, "the pipeline must be closed with it"
+# -- the worker's messages ---------------------------------------------------------------------------------------------
 
 
-# -- the panel in a window ---------------------------------------------------------------------------------------------
+def counted(closed: list[bool], error: Exception | None = None) -> Iterator[Progress]:
+    try:
+        for i in range(100):
+            yield Progress("depth", i + 1, 100, i)
+        if error is not None:
+            raise error
+        return "the run"
+    finally:
+        closed.append(True)
 
 
-@pytest.fixture
-def viewer(request):
-    require_window()
-    return request.getfixturevalue("make_napari_viewer_proxy")(show=True)
+def test_throttling_keeps_ends_and_loses_nothing():
+    closed, seen = [], []
+    assert run(throttled(counted(closed), clock=lambda: 0.0), seen.append) == "the run"
+    assert [p.done for p in seen] == [1, 100]
+    assert sum((p.payload for p in seen), ()) == tuple(range(100))
+    assert closed == [True]
 
 
-def open_panel(viewer, pipeline=fake_steps):
-    from marigold3d.napari_plugin._panel import ReconstructionPanel
-
-    panel = ReconstructionPanel(viewer, pipeline)
-    viewer.window.add_dock_widget(panel, name="Reconstruct video")
-    return panel
+def test_errors_are_returned():
+    failed = run(throttled(counted([], RuntimeError("out of luck"))))
+    assert isinstance(failed, Failed)
+    assert str(failed.error) == "out of luck"
 
 
-def keep_screenshot(viewer, name: str) -> np.ndarray:
-    ARTEFACTS.mkdir(exist_ok=True)
-    image = viewer.screenshot(canvas_only=False, flash=False)
-    Image.fromarray(image).convert("RGB").save(ARTEFACTS / name)
-    return image
+def test_stopping_closes_the_steps_after_the_one_under_way():
+    closed, control, seen = [], Control(), []
+
+    def see(progress: Progress) -> None:
+        seen.append(progress.done)
+        if len(seen) == 3:
+            control.stop.set()
+
+    assert run(throttled(counted(closed), control, interval_s=0), see) == Stopped()
+    assert seen == [1, 2, 3]
+    assert closed == [True]
 
 
-@pytest.mark.gui
-def test_panel_runs_to_a_scene(viewer, qtbot, clip):
-    panel = open_panel(viewer)
-    panel.load(clip)
-    assert panel.clip.value == clip
-    assert panel.run_folder() == clip.parent / "clip_3d"
-    panel.run()
-    assert not panel.run_button.enabled
-    assert panel.stop_button.enabled
-    qtbot.waitUntil(lambda: not panel.running, timeout=30_000)
-    assert [layer.name for layer in viewer.layers] == ["clip", "depth [m]", "cloud", "camera path"]
-    assert viewer.dims.ndisplay == 3
-    assert panel.status.value.startswith("done")
-    qtbot.wait(300)
-    image = keep_screenshot(viewer, "panel_fake.png")
-    assert (np.ptp(image[..., :3].astype(int), axis=2) > 100).mean() > 0.01, "the coloured cloud is not in the picture"
+def test_a_pause_holds_and_ends():
+    closed, control, seen = [], Control(), []
+    thread = Thread(target=lambda: run(throttled(counted(closed), control, interval_s=0), seen.append))
+    control.go.clear()
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert not seen
+    control.go.set()
+    thread.join(10)
+    assert len(seen) == 100
+    stopped = Control()
+    stopped.go.clear()
+    stopped.stop.set()
+    assert run(throttled(counted([]), stopped)) == Stopped(), "a paused run can be stopped"
 
 
-@pytest.mark.gui
-def test_settings_reach_the_pipeline(viewer, qtbot, clip):
-    calls = []
-
-    def pipeline(*args, **options):
-        calls.append((args, options))
-        return fake_steps(*args, **options)
-
-    panel = open_panel(viewer, pipeline)
-    panel.load(clip)
-    panel.fov.value, panel.stride.value, panel.overwrite.value = 63, 4, True
-    panel.run()
-    qtbot.waitUntil(lambda: not panel.running, timeout=30_000)
-    (((path, folder, config), options),) = calls
-    assert (path, folder, options) == (clip, clip.parent / "clip_3d", {"overwrite": True})
-    assert (config.camera.fov_deg, config.video.stride, config.depth.model) == (63, 4, "compact")
-
-
-@pytest.mark.gui
-def test_stop_closes_the_pipeline_and_run_works_again(viewer, qtbot, clip):
-    closed = []
-
-    def endless(*args, **options):
-        try:
-            while True:
-                yield Progress("depth", 1, 1)
-        finally:
-            closed.append(True)
-
-    panel = open_panel(viewer, endless)
-    panel.load(clip)
-    panel.run()
-    qtbot.wait(100)
-    panel.stop()
-    qtbot.waitUntil(lambda: not panel.running, timeout=10_000)
-    assert closed
-    assert panel.run_button.enabled
-    assert panel.status.value.startswith("stopped")
-    panel._pipeline = fake_steps
-    panel.run()
-    qtbot.waitUntil(lambda: not panel.running, timeout=30_000)
-    assert "cloud" in viewer.layers
-
-
-@pytest.mark.gui
-def test_errors_are_one_line_notifications(viewer, qtbot, clip):
-    from napari.utils.notifications import notification_manager
-
-    def failing(*args, **options):
-        yield Progress("poses", 0, None)
-        raise GeometryError("the camera does not move: pass --static")
-
-    panel = open_panel(viewer, failing)
-    panel.run()  # no clip chosen
-    assert "choose a clip" in str(notification_manager.records[-1].message)
-    panel.load(clip)
-    panel.run()
-    qtbot.waitUntil(lambda: not panel.running, timeout=10_000)
-    assert str(notification_manager.records[-1].message) == "the camera does not move: pass --static"
-    assert panel.run_button.enabled
-    with pytest.raises(UsageError, match="neither"):
-        panel.load(clip.with_suffix(".txt"))
-
-
-@pytest.mark.gui
-@pytest.mark.slow
-def test_panel_reconstructs_the_example_clip(viewer, qtbot, tmp_path):
-    if not CLIP.is_file() or find_spec("marigold3d.pipeline") is None:
-        pytest.skip("examples/clip.mp4 or the pipeline is not there yet")
-    panel = open_panel(viewer, pipeline=None)
-    panel.load(CLIP)
-    panel.output.value, panel.stride.value = tmp_path / "run", 8
-    panel.run()
-    qtbot.waitUntil(lambda: "depth (in progress)" in viewer.layers or not panel.running, timeout=300_000)
-    qtbot.wait(4000)
-    keep_screenshot(viewer, "panel_running.png")
-    qtbot.waitUntil(lambda: not panel.running, timeout=600_000)
-    assert panel.status.value.startswith("done"), panel.status.value
-    assert {"cloud", "camera path"} <= {layer.name for layer in viewer.layers}
-    qtbot.wait(500)
-    keep_screenshot(viewer, "panel_done.png")
+# -- how the scene looks -----------------------------------------------------------------------------------------------
 
 
 def test_the_scene_is_not_mirrored(model, run_folder):
@@ -368,7 +311,7 @@ def test_the_scene_is_not_mirrored(model, run_folder):
 
     add(model, run_layers(Run.open(run_folder), scene=True))
     show_scene(model)
-    assert tuple(str(getattr(o, "value", o)) for o in model.camera.orientation) == ("away", "down", "right")
+    assert tuple(str(getattr(o, "value", o)) for o in camera_of(model).orientation) == ("away", "down", "right")
 
 
 def test_small_points_keep_their_colours(run_folder):

@@ -1,0 +1,509 @@
+"""The panel "Explore scene": what of a finished run is shown, what a click means, its scale, its edits, its export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from magicgui.widgets import (
+    CheckBox,
+    ComboBox,
+    Container,
+    FileEdit,
+    FloatSpinBox,
+    Label,
+    PushButton,
+    RadioButtons,
+    Slider,
+)
+
+from marigold3d.cloud_colors import COLORINGS
+from marigold3d.edits import Exclusion, edits, exclude, undo
+from marigold3d.errors import GeometryError, Marigold3DError, OutputError, UsageError
+from marigold3d.export.clouds import write_cloud
+from marigold3d.progress import Progress, Steps
+from marigold3d.store import Run
+
+from ._activity import Activity, tell, tell_error
+from ._layers import ROLE, RUN, camera_of, reload_maps, show_frames, show_scene
+from ._masks import NAME as MASK_NAME
+from ._masks import new_mask_layer, painted
+from ._panel import path_of
+from ._preferences import preferences
+from ._ruler import Ruler
+from ._scene import Filter, SceneView
+from ._worker import Failed, Stopped, Worker
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+LOOK, PICK, MEASURE = "moves the view", "marks a point", "measures"
+SCOPES = {
+    "these frames": "frame",
+    "the same pixels in every frame": "pixels",
+    "what they show, in every frame": "surface",
+}
+CLICK_PX = 4.0  # a mouse that moves farther while it is pressed turns the view instead
+SETTLED_MS = 300  # without movement: the view has come to rest
+SLIDER_MS = 100  # between two updates while a slider is dragged
+CLOUD_SUFFIXES = (".ply", ".laz", ".las", ".glb")
+
+
+class ExplorePanel(Container):  # type: ignore[misc]
+    """Look at a run from all sides, measure in it, give it its true size, leave out what does not belong, export it."""
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        from superqt.utils import qdebounced, qthrottled
+
+        self._viewer = viewer
+        self.scene: SceneView | None = None
+        self.ruler: Ruler | None = None
+        self._activity, self._worker = Activity(), Worker(self._on_progress, self._on_end)
+        self._opening = False
+        super().__init__(widgets=self._make_widgets())
+        self._apply_filter = qthrottled(self._filter, timeout=SLIDER_MS)
+        self._look = qthrottled(self._look_now, timeout=SLIDER_MS)
+        self._settled = qdebounced(self._refine, timeout=SETTLED_MS)
+        self._connect()
+        self._enable()
+        self._open_latest()
+
+    # -- widgets ------------------------------------------------------------------------------------------------------
+
+    def _make_widgets(self) -> list[Any]:
+        self.title = Label(value="open a run folder, or reconstruct a clip")
+        self.view = RadioButtons(label="show", choices=("frames", "scene"), value="frames", orientation="horizontal")
+        self.view.tooltip = "The clip with its depth, or the cloud with the cameras (F6)"
+        self.frame = Slider(label="frame", min=0, max=1, value=0)
+        self.frame.tooltip = "Moves the drawn camera and marks what it sees (Alt-Left, Alt-Right)"
+        self.color = ComboBox(label="colour by", choices=COLORINGS, value="rgb")
+        self.legend = Label(value="")
+        self.sigma = Slider(label="surest [%]", min=1, max=100, value=100)
+        self.sigma.tooltip = "Show this share of the points, those with the smallest standard deviation"
+        self.observations = Slider(label="seen at least by", min=1, max=2, value=1)
+        self.observations.tooltip = "Hide points that fewer frames have seen"
+        self.highlight = CheckBox(text="mark what the frame sees", value=True)
+        self.kept = Label(value="")
+        return [
+            *(self.title, self.view, self.frame, self.color, self.legend, self.sigma, self.observations),
+            *(self.kept, self.highlight, *self._make_measuring(), *self._make_editing(), *self._make_export()),
+        ]
+
+    def _make_measuring(self) -> list[Any]:
+        self.click = ComboBox(label="a click", choices=(LOOK, PICK, MEASURE), value=LOOK)
+        self.click.tooltip = "In the frames or in the cloud; two clicks measure (F7)"
+        self.marked = Label(label="marked", value="")
+        self.true_length = FloatSpinBox(label="true length [m]", min=0, max=100_000, step=0.01, value=0)
+        self.true_length.tooltip = "How long what you measured really is: brings the whole scene to metres"
+        self.scale_button = PushButton(text="Set the scale")
+        self.clear_button = PushButton(text="Clear marks", tooltip="F8")
+        buttons = Container(widgets=[self.scale_button, self.clear_button], layout="horizontal", labels=False)
+        return [self.click, self.marked, self.true_length, buttons]
+
+    def _make_editing(self) -> list[Any]:
+        self.paint_button = PushButton(text="Paint what to leave out")
+        self.paint_button.tooltip = "A layer to paint on frames: people, sky. Any Labels or Shapes layer will do, too."
+        self.scope = ComboBox(label="leave out", choices=tuple(SCOPES), value="these frames")
+        self.exclude_button = PushButton(text="Fuse without it")
+        self.exclude_button.tooltip = f"Takes the selected Labels or Shapes layer, else {MASK_NAME!r}"
+        self.undo_button = PushButton(text="Undo", tooltip="Take the last edit back")
+        buttons = Container(widgets=[self.exclude_button, self.undo_button], layout="horizontal", labels=False)
+        return [self.paint_button, self.scope, buttons]
+
+    def _make_export(self) -> list[Any]:
+        patterns = " ".join(f"*{suffix}" for suffix in CLOUD_SUFFIXES)
+        self.target = FileEdit(label="save as", mode="w", filter=f"Cloud ({patterns})", nullable=True, value=None)
+        self.target.tooltip = "The whole cloud, not the share that is shown, without the points the sliders hide"
+        self.export_button = PushButton(text="Export the cloud")
+        self.stop_button = PushButton(text="Stop", visible=False)
+        self.status = Label(value="")
+        return [self.target, self.export_button, self.stop_button, self.status]
+
+    def _connect(self) -> None:
+        viewer = self._viewer
+        self.view.changed.connect(self._show)
+        self.frame.changed.connect(self._look)
+        self.color.changed.connect(self._color)
+        self.sigma.changed.connect(self._apply_filter)
+        self.observations.changed.connect(self._apply_filter)
+        self.highlight.changed.connect(self._highlight)
+        self.clear_button.changed.connect(self.clear_marks)
+        self.scale_button.changed.connect(self.set_scale)
+        self.paint_button.changed.connect(self.paint)
+        self.exclude_button.changed.connect(self.exclude)
+        self.undo_button.changed.connect(self.undo)
+        self.export_button.changed.connect(self.export)
+        self.stop_button.changed.connect(self._worker.stop)
+        viewer.layers.events.inserted.connect(self._on_inserted)
+        viewer.layers.events.removed.connect(self._on_removed)
+        viewer.layers.selection.events.active.connect(self._on_active)
+        viewer.dims.events.current_step.connect(self._on_step)
+        viewer.dims.events.ndisplay.connect(self._on_ndisplay)
+        events = camera_of(viewer).events
+        for event in (events.zoom, events.center, events.angles):
+            event.connect(self._settled)
+        viewer.mouse_drag_callbacks.append(self._on_mouse)
+        for key, action in self.shortcuts().items():
+            viewer.bind_key(key, action, overwrite=True)
+        self.native.destroyed.connect(self._worker.abandon)
+
+    def shortcuts(self) -> dict[str, Callable[[Any], None]]:
+        """Keys of the viewer and what they do."""
+        return {
+            "F6": lambda _: self._toggle_view(),
+            "F7": lambda _: self._toggle_measuring(),
+            "F8": lambda _: self.clear_marks(),
+            "Alt-Left": lambda _: self._step(-1),
+            "Alt-Right": lambda _: self._step(1),
+        }
+
+    def _enable(self) -> None:
+        """Only what makes sense now can be pressed."""
+        ready = self.scene is not None and not self._worker.running
+        posed = ready and self.scene is not None and self.scene.surfaces is not None
+        for widget in (self.view, self.frame, self.color, self.sigma, self.observations, self.target):
+            widget.enabled = ready
+        for widget in (self.export_button, self.highlight, self.click):
+            widget.enabled = ready
+        self.scale_button.enabled = posed and self.ruler is not None and len(self.ruler.points) == 2
+        self.paint_button.enabled = self.exclude_button.enabled = self.scope.enabled = posed
+        self.undo_button.enabled = posed and bool(edits(self.scene.run))  # type: ignore[union-attr]
+        self.stop_button.visible = self._worker.running
+
+    # -- which run ----------------------------------------------------------------------------------------------------
+
+    def open(self, run: Run) -> None:
+        """Explore a run. InputError when it has no cloud."""
+        self.close_run()
+        with self._own_layers():
+            self.scene = SceneView(self._viewer, run, preferences().points)
+        self.ruler = Ruler(self._viewer, self.scene)
+        cloud, frames = self.scene.cloud, self.scene.frames
+        self.title.value = (
+            f"{run.path.name}: {len(cloud):,} points, {'metres' if cloud.units == 'm' else 'no true scale'}"
+        )
+        self.title.tooltip = str(run.path)
+        with self.frame.changed.blocked():
+            self.frame.min, self.frame.max = (frames[0], max(frames[-1], frames[0] + 1)) if frames else (0, 1)
+            self.frame.value = self.scene.frame
+        self._reset_sliders()
+        self._color(self.color.value)
+        with self.view.changed.blocked():
+            self.view.value = "scene" if self._viewer.dims.ndisplay == 3 else "frames"
+        self._tell_marks()
+        self._enable()
+
+    @contextmanager
+    def _own_layers(self) -> Iterator[None]:
+        """While a scene adds layers of its own: those are not news."""
+        self._opening = True
+        try:
+            yield
+        finally:
+            self._opening = False
+
+    def close_run(self) -> None:
+        """Take marks and the drawn camera away; the run's own layers stay."""
+        for part in (self.ruler, self.scene):
+            if part is not None:
+                part.close()
+        self.scene = self.ruler = None
+        self._enable()
+
+    def _reset_sliders(self) -> None:
+        cloud = self.scene.cloud  # type: ignore[union-attr]
+        most = int(np.percentile(cloud.observations, 99)) if len(cloud) else 1
+        with self.sigma.changed.blocked(), self.observations.changed.blocked():
+            self.sigma.value = 100
+            self.observations.min, self.observations.max, self.observations.value = 1, max(most, 2), 1
+        self.kept.value = f"all {len(cloud):,} points"
+
+    def _open_latest(self) -> None:
+        for layer in reversed(self._viewer.layers):
+            if layer.metadata.get(ROLE) == "cloud" and RUN in layer.metadata:
+                self._open_path(layer.metadata[RUN])
+                return
+
+    def _on_inserted(self, event: Any) -> None:
+        metadata = event.value.metadata
+        if metadata.get(ROLE) == "cloud" and RUN in metadata and not self._opening:  # else it is this scene's own
+            self._open_path(metadata[RUN])
+
+    def _on_removed(self, event: Any) -> None:
+        """Without its cloud there is nothing to explore; the viewer may be closing, so nothing else is touched."""
+        metadata = event.value.metadata
+        path = None if self.scene is None else str(self.scene.run.path)
+        if not self._opening and metadata.get(ROLE) == "cloud" and metadata.get(RUN) == path:
+            self.scene = self.ruler = None
+
+    def _on_active(self, event: Any) -> None:
+        path = event.value.metadata.get(RUN) if event.value is not None else None
+        if path and self.scene is not None and str(self.scene.run.path) != path and not self._worker.running:
+            self._open_path(path)
+
+    def _open_path(self, path: str) -> None:
+        try:
+            run = Run.open(path)
+            if (run.path / "cloud.ply").is_file():
+                self.open(run)
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def _show(self, kind: str) -> None:
+        (show_scene if kind == "scene" else show_frames)(self._viewer)
+        if kind == "frames":
+            self._viewer.dims.set_point(0, self.frame.value)
+
+    def _toggle_view(self) -> None:
+        if self.scene is not None:
+            self.view.value = "frames" if self.view.value == "scene" else "scene"
+
+    def _step(self, by: int) -> None:
+        """To the next or previous used frame."""
+        if self.scene is not None and self.scene.frames:
+            at = self.scene.frames.index(self.scene.frame) + by
+            self.frame.value = self.scene.frames[int(np.clip(at, 0, len(self.scene.frames) - 1))]
+
+    def _look_now(self, frame: int) -> None:
+        """The frame was chosen here: move camera, marks and, in 2D, the viewer's own slider."""
+        if self.scene is None:
+            return
+        self.scene.look_at(frame)
+        if self.ruler is not None and self.ruler.points:
+            self.ruler.follow()
+        if self._viewer.dims.ndisplay == 2 and self._viewer.dims.point[0] != frame:
+            self._viewer.dims.set_point(0, frame)
+
+    def _on_step(self, _: Any = None) -> None:
+        """The frame was chosen with the viewer's slider."""
+        if self.scene is not None and self._viewer.dims.ndisplay == 2:
+            frame = round(float(self._viewer.dims.point[0]))
+            self.frame.value = int(np.clip(frame, self.frame.min, self.frame.max))
+
+    def _on_ndisplay(self, event: Any) -> None:
+        with self.view.changed.blocked():
+            self.view.value = "scene" if event.value == 3 else "frames"
+        if event.value == 2 and self.scene is not None:
+            self._viewer.dims.set_point(0, self.frame.value)
+
+    def _color(self, by: str) -> None:
+        if self.scene is None:
+            return
+        try:
+            found = self.scene.color_by(by)  # type: ignore[arg-type]
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+            return
+        known = np.isfinite(found.low)
+        self.legend.value = f"{found.label}: red {found.low:.3g} to blue {found.high:.3g}" if known else found.label
+
+    def _filter(self, _: Any = None) -> None:
+        if self.scene is not None:
+            cloud = self.scene.cloud
+            known = cloud.sigma[np.isfinite(cloud.sigma)] if self.sigma.value < 100 else ()
+            largest = float(np.percentile(known, self.sigma.value)) if len(known) else float("inf")
+            kept = self.scene.keep(Filter(largest, self.observations.value))
+            unit = "m" if cloud.units == "m" else "units"
+            sure = f", sigma up to {largest:.2g} {unit}" if np.isfinite(largest) else ""
+            self.kept.value = f"{kept:,} of {len(cloud):,} points{sure}"
+
+    def _highlight(self, wanted: bool) -> None:
+        if self.scene is not None:
+            self.scene.highlight(wanted)
+
+    def _refine(self, _: Any = None) -> None:
+        if self.scene is not None and not self._worker.running:
+            self.scene.refine()
+
+    # -- clicks and lengths -------------------------------------------------------------------------------------------
+
+    def _on_mouse(self, _: Any, event: Any) -> Iterator[None]:
+        """A click, as long as the mouse stays where it is."""
+        if self.click.value == LOOK or self.ruler is None or event.button != 1:
+            return
+        start, moved = np.array(event.pos), 0.0
+        yield
+        while event.type == "mouse_move":
+            moved = max(moved, float(np.linalg.norm(np.array(event.pos) - start)))
+            yield
+        if moved <= CLICK_PX:
+            direction = None if event.view_direction is None else np.array(event.view_direction)
+            self.clicked(np.array(event.position), direction)
+
+    def clicked(self, position: Any, direction: Any = None) -> None:
+        """Mark what a click shows: at (time, y, x) in the frames, at (z, y, x) along `direction` in the scene."""
+        if self.ruler is None or self.scene is None:
+            return
+        ends = 2 if self.click.value == MEASURE else 1
+        try:
+            if self._viewer.dims.ndisplay == 2:
+                self._mark_in_frame(position, ends)
+            else:
+                self._mark_in_scene(position, direction, ends)
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+            return
+        self._tell_marks()
+
+    def _mark_in_frame(self, position: Any, ends: int) -> None:
+        scene, ruler = self._opened()
+        frame, (y, x) = round(float(position[0])), position[-2:]
+        near = scene.nearest_frame(frame)
+        if near != frame:
+            self.frame.value = near
+            raise UsageError(
+                f"frame {frame} was not used; {near}, the nearest that has depth, is shown now: click again"
+            )
+        ruler.mark_pixel(frame, (float(x) + 0.5, float(y) + 0.5), ends=ends)
+
+    def _mark_in_scene(self, position: Any, direction: Any, ends: int) -> None:
+        scene, ruler = self._opened()
+        point = scene.point_under(position, direction)
+        if point is None:
+            raise GeometryError("there is no point of the cloud under the click: zoom in, or click on a surface")
+        ruler.mark_point(point, ends=ends)
+
+    def _opened(self) -> tuple[SceneView, Ruler]:
+        if self.scene is None or self.ruler is None:
+            raise UsageError("open a run folder first")
+        return self.scene, self.ruler
+
+    def _toggle_measuring(self) -> None:
+        self.click.value = LOOK if self.click.value == MEASURE else MEASURE
+
+    def clear_marks(self) -> None:
+        """Take the marks away."""
+        if self.ruler is not None:
+            self.ruler.clear()
+            self._tell_marks()
+
+    def _tell_marks(self) -> None:
+        self.marked.value = self.ruler.text() if self.ruler is not None else ""
+        self._enable()
+
+    def set_scale(self) -> None:
+        """Bring the scene to metres by the true length of what is measured."""
+        try:
+            scene, ruler = self._opened()
+            from marigold3d.rescale import rescale
+
+            if self.true_length.value <= 0:
+                raise UsageError("type how long it really is, in metres, then press Set the scale")
+            done = rescale(scene.run, [ruler.measurement(self.true_length.value)])
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+            return
+        points = list(ruler.points)
+        self._reload()
+        for point in points:  # the same pixels, at their new places
+            ruler.mark_pixel(point.frame, point.uv)
+        self._tell_marks()
+        self.status.value = done.lines[0]
+        self.status.tooltip = "\n".join(done.lines)
+        tell("\n".join(done.lines))
+
+    # -- edits --------------------------------------------------------------------------------------------------------
+
+    def paint(self) -> None:
+        """A new layer to paint on, over the frames."""
+        scene, _ = self._opened()
+        self.view.value = "frames"
+        camera = scene.run.camera()
+        frames = scene.clip_length or scene.frames[-1] + 1
+        new_mask_layer(self._viewer, frames, (camera.height, camera.width), scene.frame_size)
+
+    def exclude(self) -> None:
+        """Fuse the cloud again without what is painted."""
+        try:
+            scene, _ = self._opened()
+            camera = scene.run.camera()
+            shape = (camera.height, camera.width)
+            masks = painted(self._mask_layer(), shape, scene.frame_size, scene.frame)
+            used = {f: m for f, m in masks.items() if f in scene.frames}
+            if not used:
+                near = scene.nearest_frame(next(iter(masks)))
+                raise UsageError(f"the painted frames were not used; paint on one that was, such as {near}")
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+            return
+        self._work(exclude(scene.run, Exclusion(used, SCOPES[self.scope.value])))  # type: ignore[arg-type]
+
+    def undo(self) -> None:
+        """Take the last edit back."""
+        if self.scene is not None:
+            self._work(undo(self.scene.run))
+
+    def _mask_layer(self) -> Any:
+        """The selected Labels or Shapes layer, else the latest that the panel has made."""
+        active = self._viewer.layers.selection.active
+        if active is not None and type(active).__name__ in ("Labels", "Shapes") and ROLE not in active.metadata:
+            return active
+        ours = [layer for layer in self._viewer.layers if layer.name.startswith(MASK_NAME)]
+        if not ours:
+            raise UsageError("paint what to leave out first: press Paint what to leave out, and draw on a frame")
+        return ours[-1]
+
+    def _work(self, steps: Steps[Run]) -> None:
+        if not self._worker.running:
+            self._worker.start(steps)
+            self._enable()
+
+    def _on_progress(self, progress: Progress) -> None:
+        self.status.value = self._activity.line(progress)
+        self._activity.advance(progress)
+
+    def _on_end(self, result: Run | Failed | Stopped) -> None:
+        self._activity.close()
+        if isinstance(result, Failed):
+            self._enable()
+            self.status.value = tell_error(result.error)
+        elif isinstance(result, Stopped):
+            self.status.value = "stopped: the scene is as it was"
+        else:
+            before = len(self.scene.cloud) if self.scene is not None else 0
+            self._reload()
+            after = len(self.scene.cloud) if self.scene is not None else 0
+            self.status.value = f"{before:,} points before, {after:,} now"
+        self._enable()
+
+    def _reload(self) -> None:
+        """Show the open run as it is on disk now."""
+        if self.scene is None or self.ruler is None:
+            return
+        self.ruler.clear()
+        self.scene.run = Run.open(self.scene.run.path)
+        self.scene.filter = Filter()
+        with self._own_layers():
+            self.scene.reload()
+        reload_maps(self._viewer, self.scene.run)
+        cloud = self.scene.cloud
+        self.title.value = (
+            f"{self.scene.run.path.name}: {len(cloud):,} points, {'metres' if cloud.units == 'm' else 'no true scale'}"
+        )
+        self._reset_sliders()
+        self._color(self.color.value)
+
+    # -- export -------------------------------------------------------------------------------------------------------
+
+    def export(self) -> None:
+        """Write the whole cloud as the sliders leave it."""
+        try:
+            scene, _ = self._opened()
+            path = path_of(self.target)
+            if path is None:
+                raise UsageError("choose where to save the cloud first: a name ending in .ply, .laz, .las or .glb")
+            if path.suffix.lower() not in CLOUD_SUFFIXES:
+                raise UsageError(f"{path.name}: end the name in {', '.join(CLOUD_SUFFIXES)}")
+            cloud = scene.filtered_cloud()
+            if not len(cloud):
+                raise OutputError("the sliders hide every point: there is nothing to export")
+            write_cloud(Path(path), cloud)
+        except Marigold3DError as error:
+            self.status.value = tell_error(error)
+            return
+        self.status.value = f"{len(cloud):,} points in {path.name}"
