@@ -281,6 +281,7 @@ def test_a_sigma_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sigma/000002\.png: not of the size of its depth map"):
         run.depth(2)
     assert run.depth(4).sigma is not None
+    assert run.depth(2, sigma=False).sigma is None
 
 
 def test_a_run_without_products_says_which_file_is_missing(tmp_path: Path) -> None:
