@@ -46,8 +46,8 @@ def draw(run: Path, output: Path, frame: int | None, ends: list[float] | None) -
 
     viewer = napari.Viewer(show=False)
     reconstruct, explore = dock_panels(viewer)
-    viewer.window.resize(*SIZE)
     viewer.show()
+    viewer.window.resize(*SIZE)
     reconstruct.load(run)
     frames = explore.scene.frames
     explore.frame.value = frames[len(frames) // 2] if frame is None else frame
@@ -56,7 +56,6 @@ def draw(run: Path, output: Path, frame: int | None, ends: list[float] | None) -
         for x, y in (ends[:2], ends[2:]):
             explore.clicked((explore.scene.nearest_frame(explore.frame.value), y - 0.5, x - 0.5))
         explore.view.value = "scene"
-    explore.view.value = "scene"
     napari.utils.notifications.notification_manager.records.clear()
     picture = viewer.screenshot(canvas_only=False, flash=False)
     Image.fromarray(picture).convert("RGB").save(output)

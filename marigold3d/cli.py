@@ -450,7 +450,7 @@ def gui(path: Annotated[str | None, typer.Argument(help="Clip or run folder to o
     from importlib.util import find_spec
 
     if find_spec("napari") is None:
-        raise InputError("napari is not installed: pip install 'marigold3d[napari]' PySide6_Essentials")
+        raise InputError("napari is not installed: pip install 'marigold3d[napari]' 'PySide6_Essentials!=6.12.0'")
     import_module(f"{__package__}.napari_plugin").launch(path)
 
 

@@ -18,6 +18,7 @@ MIN_PYTHON = (3, 11)
 MIN_FREE_GB = 2.0  # a minute of video at 640 px leaves about 1 GB in the run folder
 REQUIRED_PACKAGES = ("numpy", "scipy", "torch", "diffusers", "transformers", "safetensors", "av", "pillow", "pycolmap")
 WEIGHTS = Path(__file__).parent / "depth" / "weights"
+QT_PACKAGE = "PySide6_Essentials!=6.12.0"  # that release aborts Python 3.11 after some minutes
 QT_BINDINGS = ("PySide6", "PyQt6")
 QT_LIBRARIES = tuple(
     name for name, package in PACKAGE_OF.items() if package.startswith(("libxcb", "libxkb", "libx11-"))
@@ -154,14 +155,14 @@ def check_display() -> Check:
 def check_qt() -> Check:
     """Whether Qt can open a window. A missing xcb library makes it abort, so it is tried in another process."""
     if not any(util.find_spec(binding) for binding in QT_BINDINGS):
-        return Check("Qt", False, "no Qt binding is installed", "pip install PySide6_Essentials", required=False)
+        return Check("Qt", False, "no Qt binding is installed", f"pip install '{QT_PACKAGE}'", required=False)
     linux = sys.platform.startswith("linux")
     missing = missing_libraries(QT_LIBRARIES) if linux else []
     if missing:
         line = install_line([PACKAGE_OF[name] for name in missing])
         return Check("Qt", False, f"cannot open windows: {', '.join(missing)} missing", line, required=False)
     probe = run_probe("qt", {} if check_display().ok else {"QT_QPA_PLATFORM": "offscreen"})
-    remedy = "" if probe.ok else probe.remedy("pip install --force-reinstall PySide6_Essentials")
+    remedy = "" if probe.ok else probe.remedy(f"pip install --force-reinstall '{QT_PACKAGE}'")
     return Check("Qt", probe.ok, probe.line, remedy, required=False)
 
 
@@ -170,7 +171,7 @@ def check_plugin() -> Check:
     version = _version("napari")
     if version is None:
         return Check(
-            "napari", False, "not installed", "pip install 'marigold3d[napari]' PySide6_Essentials", required=False
+            "napari", False, "not installed", f"pip install 'marigold3d[napari]' '{QT_PACKAGE}'", required=False
         )
     found = any(entry.name == "marigold3d" for entry in metadata.entry_points(group="napari.manifest"))
     detail = f"{version}, plugin {'found' if found else 'not found'}"

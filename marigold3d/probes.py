@@ -72,9 +72,16 @@ assert count > 100, f"a plane became {count} points: this build of Open3D is bro
 print(f"a plane became {count} points")
 """,
     "qt": """
+import sys
 from qtpy.QtWidgets import QApplication
 import qtpy
 application = QApplication([])
+before = sys.getrefcount(None)
+for _ in range(500):
+    application.processEvents()
+# PySide6 6.12.0 with Python 3.11 takes a reference to None at every call: after some minutes Python aborts.
+broken = f"{qtpy.API_NAME} {qtpy.QT_VERSION} is broken with this Python: napari would abort after some minutes"
+assert before - sys.getrefcount(None) < 250, broken
 print(qtpy.API_NAME, qtpy.QT_VERSION, "on", application.platformName())
 """,
 }

@@ -48,7 +48,7 @@ class Activity:
         return f"{what}: {progress.done}/{progress.total}" + (f", {left:.0f} s left" if left >= 1 else "")
 
     def advance(self, progress: Progress) -> None:
-        """Move the bar. To be called last: napari lets Qt handle other events meanwhile, a closing window among them."""
+        """Move the bar. To be called last: Qt handles other events meanwhile, a closing window among them."""
         from napari.utils import progress as activity_bar
 
         what = STAGES.get(progress.stage, progress.stage)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 from magicgui.widgets import (
@@ -16,15 +17,16 @@ from magicgui.widgets import (
     FloatSpinBox,
     Label,
     PushButton,
-    RadioButtons,
     Slider,
 )
+from psygnal import Signal
 
 from marigold3d.cloud_colors import COLORINGS
 from marigold3d.edits import Exclusion, edits, exclude, undo
 from marigold3d.errors import GeometryError, Marigold3DError, OutputError, UsageError
 from marigold3d.export.clouds import write_cloud
 from marigold3d.progress import Progress, Steps
+from marigold3d.rescale import rescale
 from marigold3d.store import Run
 
 from ._activity import Activity, tell, tell_error
@@ -46,6 +48,7 @@ SCOPES = {
     "the same pixels in every frame": "pixels",
     "what they show, in every frame": "surface",
 }
+MIN_WIDTH, TEXT_WIDTH = 400, 270  # px, of the panel and of what it says
 CLICK_PX = 4.0  # a mouse that moves farther while it is pressed turns the view instead
 SETTLED_MS = 300  # without movement: the view has come to rest
 SLIDER_MS = 100  # between two updates while a slider is dragged
@@ -55,6 +58,14 @@ CLOUD_SUFFIXES = (".ply", ".laz", ".las", ".glb")
 class ExplorePanel(Container):  # type: ignore[misc]
     """Look at a run from all sides, measure in it, give it its true size, leave out what does not belong, export it."""
 
+    opened = Signal()  # another run is explored now
+    _panels: ClassVar[WeakSet[ExplorePanel]] = WeakSet()
+
+    @classmethod
+    def of(cls, viewer: napari.viewer.Viewer) -> ExplorePanel | None:
+        """The viewer's panel, None when it has none."""
+        return next((panel for panel in cls._panels if panel._viewer == viewer and not panel.closed), None)
+
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         from superqt.utils import qdebounced, qthrottled
 
@@ -62,31 +73,33 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.scene: SceneView | None = None
         self.ruler: Ruler | None = None
         self._activity, self._worker = Activity(), Worker(self._on_progress, self._on_end)
-        self._opening = False
+        self._opening, self._highlighted, self.closed = False, -1, False
         super().__init__(widgets=self._make_widgets())
+        self.min_width = MIN_WIDTH
         self._apply_filter = qthrottled(self._filter, timeout=SLIDER_MS)
         self._look = qthrottled(self._look_now, timeout=SLIDER_MS)
         self._settled = qdebounced(self._refine, timeout=SETTLED_MS)
         self._connect()
+        self._panels.add(self)
         self._enable()
         self._open_latest()
 
     # -- widgets ------------------------------------------------------------------------------------------------------
 
     def _make_widgets(self) -> list[Any]:
-        self.title = Label(value="open a run folder, or reconstruct a clip")
-        self.view = RadioButtons(label="show", choices=("frames", "scene"), value="frames", orientation="horizontal")
+        self.title = Label(label="scene", value="open a run folder, or reconstruct a clip")
+        self.view = ComboBox(label="show", choices=("frames", "scene"), value="frames")
         self.view.tooltip = "The clip with its depth, or the cloud with the cameras (F6)"
         self.frame = Slider(label="frame", min=0, max=1, value=0)
         self.frame.tooltip = "Moves the drawn camera and marks what it sees (Alt-Left, Alt-Right)"
         self.color = ComboBox(label="colour by", choices=COLORINGS, value="rgb")
-        self.legend = Label(value="")
+        self.legend = Label(label=" ", value="")
         self.sigma = Slider(label="surest [%]", min=1, max=100, value=100)
         self.sigma.tooltip = "Show this share of the points, those with the smallest standard deviation"
         self.observations = Slider(label="seen at least by", min=1, max=2, value=1)
         self.observations.tooltip = "Hide points that fewer frames have seen"
-        self.highlight = CheckBox(text="mark what the frame sees", value=True)
-        self.kept = Label(value="")
+        self.highlight = CheckBox(text="darken what the frame does not see", value=False)
+        self.kept = Label(label=" ", value="")
         return [
             *(self.title, self.view, self.frame, self.color, self.legend, self.sigma, self.observations),
             *(self.kept, self.highlight, *self._make_measuring(), *self._make_editing(), *self._make_export()),
@@ -119,7 +132,9 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.target.tooltip = "The whole cloud, not the share that is shown, without the points the sliders hide"
         self.export_button = PushButton(text="Export the cloud")
         self.stop_button = PushButton(text="Stop", visible=False)
-        self.status = Label(value="")
+        self.status = Label(label=" ", value="")
+        for label in (self.title, self.legend, self.kept, self.marked, self.status):
+            label.min_width = TEXT_WIDTH  # a label keeps the width of its first text
         return [self.target, self.export_button, self.stop_button, self.status]
 
     def _connect(self) -> None:
@@ -148,7 +163,11 @@ class ExplorePanel(Container):  # type: ignore[misc]
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         for key, action in self.shortcuts().items():
             viewer.bind_key(key, action, overwrite=True)
-        self.native.destroyed.connect(self._worker.abandon)
+        self.native.destroyed.connect(self._on_destroyed)
+
+    def _on_destroyed(self, *_: Any) -> None:
+        self.closed = True
+        self._worker.abandon()
 
     def shortcuts(self) -> dict[str, Callable[[Any], None]]:
         """Keys of the viewer and what they do."""
@@ -181,11 +200,8 @@ class ExplorePanel(Container):  # type: ignore[misc]
         with self._own_layers():
             self.scene = SceneView(self._viewer, run, preferences().points)
         self.ruler = Ruler(self._viewer, self.scene)
-        cloud, frames = self.scene.cloud, self.scene.frames
-        self.title.value = (
-            f"{run.path.name}: {len(cloud):,} points, {'metres' if cloud.units == 'm' else 'no true scale'}"
-        )
-        self.title.tooltip = str(run.path)
+        frames = self.scene.frames
+        self._tell_title()
         with self.frame.changed.blocked():
             self.frame.min, self.frame.max = (frames[0], max(frames[-1], frames[0] + 1)) if frames else (0, 1)
             self.frame.value = self.scene.frame
@@ -195,6 +211,13 @@ class ExplorePanel(Container):  # type: ignore[misc]
             self.view.value = "scene" if self._viewer.dims.ndisplay == 3 else "frames"
         self._tell_marks()
         self._enable()
+        self.opened.emit()
+
+    def _tell_title(self) -> None:
+        if self.scene is not None:
+            scale = "in metres" if self.scene.cloud.units == "m" else "without a true scale"
+            self.title.value = f"{len(self.scene.cloud):,} points {scale}"
+            self.title.tooltip = str(self.scene.run.path)
 
     @contextmanager
     def _own_layers(self) -> Iterator[None]:
@@ -255,6 +278,8 @@ class ExplorePanel(Container):  # type: ignore[misc]
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def _show(self, kind: str) -> None:
+        if (kind == "scene") == (self._viewer.dims.ndisplay == 3):
+            return  # napari makes widgets tell their values anew whenever a layer comes or goes
         (show_scene if kind == "scene" else show_frames)(self._viewer)
         if kind == "frames":
             self._viewer.dims.set_point(0, self.frame.value)
@@ -274,6 +299,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
         if self.scene is None:
             return
         self.scene.look_at(frame)
+        self._settled()
         if self.ruler is not None and self.ruler.points:
             self.ruler.follow()
         if self._viewer.dims.ndisplay == 2 and self._viewer.dims.point[0] != frame:
@@ -295,7 +321,8 @@ class ExplorePanel(Container):  # type: ignore[misc]
         if self.scene is None:
             return
         try:
-            found = self.scene.color_by(by)  # type: ignore[arg-type]
+            same = by == self.scene.by  # widgets tell their values anew whenever a layer comes or goes
+            found = self.scene.coloring if same else self.scene.color_by(by)  # type: ignore[arg-type]
         except Marigold3DError as error:
             self.status.value = tell_error(error)
             return
@@ -317,8 +344,11 @@ class ExplorePanel(Container):  # type: ignore[misc]
             self.scene.highlight(wanted)
 
     def _refine(self, _: Any = None) -> None:
-        if self.scene is not None and not self._worker.running:
-            self.scene.refine()
+        if self.scene is None or self._worker.running or self._viewer.dims.ndisplay != 3:
+            return
+        if not self.scene.refine() and self.scene.highlighted and self.scene.frame != self._highlighted:
+            self.scene.highlight()
+        self._highlighted = self.scene.frame
 
     # -- clicks and lengths -------------------------------------------------------------------------------------------
 
@@ -390,8 +420,6 @@ class ExplorePanel(Container):  # type: ignore[misc]
         """Bring the scene to metres by the true length of what is measured."""
         try:
             scene, ruler = self._opened()
-            from marigold3d.rescale import rescale
-
             if self.true_length.value <= 0:
                 raise UsageError("type how long it really is, in metres, then press Set the scale")
             done = rescale(scene.run, [ruler.measurement(self.true_length.value)])
@@ -481,10 +509,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
         with self._own_layers():
             self.scene.reload()
         reload_maps(self._viewer, self.scene.run)
-        cloud = self.scene.cloud
-        self.title.value = (
-            f"{self.scene.run.path.name}: {len(cloud):,} points, {'metres' if cloud.units == 'm' else 'no true scale'}"
-        )
+        self._tell_title()
         self._reset_sliders()
         self._color(self.color.value)
 

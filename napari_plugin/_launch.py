@@ -37,6 +37,25 @@ def dock_panels(viewer: napari.viewer.Viewer) -> tuple[ReconstructionPanel, Expl
     from ._panel import ReconstructionPanel
 
     panel, explorer = ReconstructionPanel(viewer), ExplorePanel(viewer)
-    viewer.window.add_dock_widget(panel, name=RECONSTRUCT, area="right")
-    viewer.window.add_dock_widget(explorer, name=EXPLORE, area="right", tabify=True)
+    front = viewer.window.add_dock_widget(panel, name=RECONSTRUCT, area="right")
+    dock_explorer(viewer, explorer)
+    front.raise_()
     return panel, explorer
+
+
+def dock_explorer(viewer: napari.viewer.Viewer, explorer: ExplorePanel) -> None:
+    """A tab that comes to the front whenever it has another run to show."""
+    dock = viewer.window.add_dock_widget(explorer, name=EXPLORE, area="right", tabify=True)
+    explorer.opened.connect(dock.raise_)
+
+
+def show_explorer(viewer: napari.viewer.Viewer) -> None:
+    """Have the panel "Explore scene" in the viewer, beside whatever is docked there."""
+    from ._explore import ExplorePanel
+
+    if ExplorePanel.of(viewer) is None:
+        try:
+            dock, explorer = viewer.window.add_plugin_dock_widget("marigold3d", EXPLORE, tabify=True)
+            explorer.opened.connect(dock.raise_)
+        except (ValueError, KeyError):  # run from a checkout that is not registered
+            dock_explorer(viewer, ExplorePanel(viewer))

@@ -20,6 +20,7 @@ from marigold3d.store import Run
 from marigold3d.types import PointCloud
 from marigold3d.viewpoint import frustums, overview, spacing
 
+from ._preferences import preferences
 from ._stacks import DepthStack, SigmaStack
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ MAX_POINTS = (
     200_000  # shown at once unless the preferences say otherwise: more make the viewer slow; the file keeps all
 )
 POINT_SIZE = 1.6  # in point spacings
-PATH_COLOR = "#ffb020"
 FRAME_AXES = ("time", "y", "x")
 SCENE_AXES = ("z", "y", "x")
 KIND = "marigold3d"  # metadata key: "frames" or "scene"
@@ -109,7 +109,7 @@ def camera_layer(run: Run, cloud: PointCloud, *, visible: bool = True) -> LayerD
     lines = [to_zyx(pyramid[[1, 2, 3, 4, 1, 0, 2, 3, 0, 4]]) for pyramid in pyramids]  # every edge in one stroke
     if len(trajectory) > 1:
         lines.append(to_zyx(trajectory.centres))
-    options = {"shape_type": "path", "edge_color": PATH_COLOR, "edge_width": spacing(cloud.points)}
+    options = {"shape_type": "path", "edge_color": preferences().path_color, "edge_width": spacing(cloud.points)}
     _, T_world_camera = overview(cloud.points, trajectory, 4, 3)
     view = {"view_direction": T_world_camera[:3, 2], "up_direction": -T_world_camera[:3, 1]}
     metadata = {
@@ -228,8 +228,8 @@ def clip_of(run: Run) -> VideoArray | None:
     from marigold3d.video_array import VideoArray
 
     clip = Path(run.manifest.get("clip") or "")
-    for candidate in (clip, run.path.parent / clip, run.path.parent / clip.name):
-        if candidate.is_file():
+    for candidate in (run.path / clip, run.path.parent / clip.name, clip):
+        if clip.name and candidate.is_file():
             try:
                 return VideoArray(candidate)
             except InputError:

@@ -14,6 +14,7 @@ from marigold3d.progress import Progress, Steps
 
 from ._activity import Activity, tell_error
 from ._cue_points import is_cue_layer, new_cue_layer, write_cues
+from ._launch import show_explorer
 from ._layers import add_layers, run_layers, show_scene
 from ._preferences import preferences
 from ._preview import Preview
@@ -64,7 +65,8 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         buttons = Container(
             widgets=[self.run_button, self.pause_button, self.stop_button], layout="horizontal", labels=False
         )
-        self.status = Label(value="choose a clip")
+        self.status = Label(label=" ", value="choose a clip")
+        self.status.min_width = 270  # a label keeps the width of its first text
         self.run_button.changed.connect(self.run)
         self.pause_button.changed.connect(self.pause)
         self.stop_button.changed.connect(self.stop)
@@ -274,6 +276,7 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         else:
             self._set_running(False, f"done: {result.path.name}")
             self._preview.remove()
+            show_explorer(self._viewer)
             add_layers(self._viewer, run_layers(result, scene=True, limit=self._preferences.points))
             show_scene(self._viewer)
             self.status.tooltip = str(result.path)

@@ -35,9 +35,6 @@ def read_cloud(path: str | list[str]) -> Reader | None:
     return _cloud_layers if _suffix(path) in CLOUD_SUFFIXES else None
 
 
-read_ply = read_cloud
-
-
 def layers_of_video(path: Path) -> list[LayerData]:
     """A clip as a lazy stack of frames. InputError when it cannot be decoded."""
     from marigold3d.video_array import VideoArray

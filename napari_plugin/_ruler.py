@@ -112,7 +112,7 @@ class Ruler:
         points = np.array([p.point for p in self.points]).reshape(-1, 3)
         uv = self._surfaces.project(points, self._scene.frame) if len(points) else np.zeros((0, 2))
         yx = (uv - 0.5)[:, ::-1]  # napari's pixel centres are whole numbers
-        seen = np.isfinite(yx).all(1)
+        seen: NDArray[np.bool_] = np.asarray(np.isfinite(yx).all(axis=1), np.bool_)
         width = self._scene.frame_size[1]
         self._show_points("marks in the frame", yx[seen], 1.5 * MARK_SIZE * width, "frames", seen)
         line = yx[None] if seen.sum() == 2 else np.zeros((0, 2, 2))

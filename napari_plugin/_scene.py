@@ -18,7 +18,6 @@ from marigold3d.viewpoint import FRUSTUM_EDGES, along_ray, extent, pyramid, spac
 from ._layers import (
     KIND,
     MAX_POINTS,
-    PATH_COLOR,
     POINT_SIZE,
     ROLE,
     RUN,
@@ -32,12 +31,13 @@ from ._layers import (
     rgba,
     to_zyx,
 )
+from ._writer import CLOUD
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-HIGHLIGHT_COLOR = "#ffe14d"
-HIGHLIGHT_POINTS = 8_000  # of the points shown are tried when the frame changes: all of them would make the slider lag
+CAMERA_COLOR = "#ffe14d"
+UNSEEN = 0.35  # of their brightness is left to points that the frame looked at does not see
 CAMERA_SIZE = 0.16  # of the scene's extent: the camera of the frame looked at
 PICTURE_SIDE = 240  # px, of the frame in that camera
 CANVAS_PX = 2000.0  # diagonal of a large window: what lies farther from the middle of the view is not seen
@@ -70,7 +70,7 @@ class SceneView:
         self.surfaces: Surfaces | None = None
         self.filter = Filter()
         self.by: ColorBy = "rgb"
-        self.highlighted = True
+        self.highlighted = False
         self._clip = clip_of(run)
         size = (run.camera().height, run.camera().width) if self._clip is None else self._clip.shape[1:3]
         self.frame_size: tuple[int, int] = (size[0], size[1])  # height, width
@@ -95,13 +95,13 @@ class SceneView:
         if posed:
             self.poses = dict(zip(self.frames, self.run.trajectory().T_world_camera, strict=True))
         self.extent = extent(self.cloud.points) if len(self.cloud) else 1.0
-        self._coloring = color_cloud(self.cloud, self.by, self.poses)
+        self.coloring = color_cloud(self.cloud, self.by, self.poses)
         self._rows = self._chosen()
         cloud = self._find("cloud") or self._add("cloud", *self._thinned())
         self._show_rows(cloud)
         self._spacing = spacing(self.cloud.points[self._rows])
         cloud.size = POINT_SIZE * self._spacing
-        cloud.metadata.update(units=self.cloud.units, points_in_file=len(self.cloud), cloud=self.filtered_cloud)
+        cloud.metadata.update(units=self.cloud.units, points_in_file=len(self.cloud), **{CLOUD: self.filtered_cloud})
         if posed:
             self._replace_cameras()
             self.look_at(self.frame)
@@ -144,12 +144,10 @@ class SceneView:
 
     def color_by(self, by: ColorBy) -> Coloring:
         """Colour the cloud by a property; UsageError when the run cannot tell it."""
-        self._coloring = color_cloud(self.cloud, by, self.poses or None)
+        self.coloring = color_cloud(self.cloud, by, self.poses or None)
         self.by = by
-        layer = self._find("cloud")
-        if layer is not None:
-            layer.face_color = layer.border_color = rgba(self._coloring.colors[self._rows])
-        return self._coloring
+        self._paint()
+        return self.coloring
 
     def keep(self, wanted: Filter) -> int:
         """Show only points that the filter keeps; how many of the whole cloud those are."""
@@ -161,7 +159,6 @@ class SceneView:
                 self._rows = self._chosen()
                 self._show_rows(layer)
             layer.shown = kept[self._rows]
-        self._highlight()
         return int(kept.sum())
 
     def filtered_cloud(self) -> PointCloud:
@@ -210,9 +207,22 @@ class SceneView:
         return np.sort(self._order[wanted[self._order]][: self._limit])
 
     def _show_rows(self, layer: Any) -> None:
-        colors = rgba(self._coloring.colors[self._rows])
         layer.data = to_zyx(self.cloud.points[self._rows])
-        layer.face_color = layer.border_color = colors
+        if not layer.visible:
+            layer.set_view_slice()  # hidden layers keep indices of the old points, and colours are looked up by them
+        self._paint()
+
+    def _paint(self) -> None:
+        """Give the shown points their colours, darker where the frame looked at does not see them."""
+        layer = self._find("cloud")
+        if layer is None:
+            return
+        colors = rgba(self.coloring.colors[self._rows])
+        if self.highlighted and self.surfaces is not None:
+            colors[~self.surfaces.visible(self.cloud.points[self._rows], self.frame), :3] *= UNSEEN
+        with layer.events.blocker_all():  # one update of the canvas, not one for each kind of colour
+            layer.face_color = layer.border_color = colors
+        layer.refresh()
 
     # -- the frame looked at ------------------------------------------------------------------------------------------
 
@@ -221,7 +231,7 @@ class SceneView:
         return min(self.frames, key=lambda f: abs(f - frame)) if self.frames else 0
 
     def look_at(self, frame: int) -> None:
-        """Move the drawn camera, and its picture, to the used frame nearest to `frame`; mark what it sees."""
+        """Move the drawn camera, and its picture, to the used frame nearest to `frame`."""
         self.frame = self.nearest_frame(frame)
         T = self.poses.get(self.frame)
         if T is None:
@@ -232,12 +242,11 @@ class SceneView:
         layer = self._find("camera")
         if layer is None:
             width = 0.8 * spacing(self.cloud.points)
-            options = {"name": "camera", "edge_color": HIGHLIGHT_COLOR, "edge_width": width, "vector_style": "line"}
+            options = {"name": "camera", "edge_color": CAMERA_COLOR, "edge_width": width, "vector_style": "line"}
             self._add("camera", lines, {**options, "axis_labels": SCENE_AXES, **self._as_scene()}, "vectors")
         else:
             layer.data = lines
         self._picture(corners)
-        self._highlight()
 
     def _picture(self, corners: Array) -> None:
         """The frame itself, as the far end of its camera; nothing where the clip is gone."""
@@ -248,33 +257,21 @@ class SceneView:
         vertices, faces = to_zyx(corners[1:]), np.array([[0, 1, 2], [0, 2, 3]])
         layer = self._find("picture")
         if layer is None:
-            corner_uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+            corner_uv = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.float32)  # of textures the lower edge is 0
             look = {"texture": rgb[::step, ::step], "texcoords": corner_uv, "shading": "none", "name": "frame"}
             self._add("picture", (vertices, faces), {**look, "axis_labels": SCENE_AXES, **self._as_scene()}, "surface")
         else:
             layer.data = (vertices, faces)
             layer.texture = rgb[::step, ::step]
 
-    def highlight(self, wanted: bool) -> None:
-        """Whether to mark the points that the frame looked at sees."""
-        self.highlighted = wanted
-        self._highlight()
+    def highlight(self, wanted: bool = True) -> None:
+        """Whether to darken what the frame looked at does not see; to be called again when the frame has changed.
 
-    def _highlight(self) -> None:
-        layer = self._find("seen")
-        if self.surfaces is None or not self.highlighted:
-            if layer is not None:
-                layer.data = np.zeros((0, 3), np.float32)
-            return
-        points = self.cloud.points[self._rows[:: max(1, len(self._rows) // HIGHLIGHT_POINTS)]]
-        points = to_zyx(points[self.surfaces.visible(points, self.frame)])
-        if layer is None:
-            look = {"face_color": HIGHLIGHT_COLOR, "border_color": HIGHLIGHT_COLOR, "border_width": 0, "opacity": 0.5}
-            size = 1.3 * POINT_SIZE * spacing(self.cloud.points)
-            options = {**look, "name": "seen in this frame", "size": size, "antialiasing": 0, "axis_labels": SCENE_AXES}
-            self._add("seen", points, {**options, **self._as_scene()}, "points")
-        else:
-            layer.data = points
+        It takes longer than moving the camera, so callers wait for the slider to rest.
+        """
+        if wanted or self.highlighted:
+            self.highlighted = wanted
+            self._paint()
 
     def _as_scene(self) -> dict[str, Any]:
         """Visible when the scene is, else when its turn comes."""
@@ -293,10 +290,7 @@ class SceneView:
 
     def close(self) -> None:
         """Take away what was added beside the run's own layers."""
-        for role in ("camera", "picture", "seen"):
+        for role in ("camera", "picture"):
             layer = self._find(role)
             if layer is not None:
                 self._viewer.layers.remove(layer)
-
-
-__all__ = ["PATH_COLOR", "Filter", "SceneView"]

@@ -42,7 +42,7 @@ class DepthStack(LazyStack):
         return display_range(np.concatenate([self._frame(int(i)).ravel() for i in chosen]))
 
     def _read(self, position: int) -> NDArray[np.float32]:
-        depth = self.depth_map(position)
+        depth = self.run.depth(self.nearest_used(position), sigma=False)
         return np.where(depth.valid, depth.depth, np.float32(np.nan))
 
 

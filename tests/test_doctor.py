@@ -85,7 +85,7 @@ def test_noise_before_the_answer_is_left_out(monkeypatch):
 
 def test_no_qt_binding_names_one(monkeypatch):
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
-    assert doctor.check_qt().remedy == "pip install PySide6_Essentials"
+    assert doctor.check_qt().remedy == "pip install 'PySide6_Essentials!=6.12.0'"
 
 
 def test_missing_xcb_libraries_are_named_without_starting_qt(monkeypatch):

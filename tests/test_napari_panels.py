@@ -87,7 +87,10 @@ def test_panel_runs_to_a_scene(viewer, qtbot, clip):
     assert not panel.run_button.enabled
     assert panel.stop_button.enabled
     qtbot.waitUntil(lambda: not panel.running, timeout=30_000)
-    assert [layer.name for layer in viewer.layers] == ["clip", "depth [m]", "sigma [m]", "cloud", "camera path"]
+    assert {layer.name for layer in viewer.layers} == {
+        *("clip", "depth [m]", "sigma [m]", "cloud", "camera path", "camera", "frame")
+    }
+    assert any(name.startswith("Explore scene") for name in viewer.window.dock_widgets), "what comes next is at hand"
     assert viewer.dims.ndisplay == 3
     assert panel.status.value.startswith("done")
     qtbot.wait(300)
@@ -253,7 +256,7 @@ def explorer(viewer, clip, tmp_path):
 
 def test_a_run_that_is_opened_can_be_explored(viewer, qtbot, explorer):
     assert explorer.scene is not None
-    assert "points, metres" in explorer.title.value
+    assert "points in metres" in explorer.title.value
     assert explorer.view.value == "scene"
     qtbot.wait(300)
     assert colorful(keep_screenshot(viewer, "explore_fake.png")) > 0.01

@@ -111,15 +111,15 @@ def test_readers_take_only_what_is_theirs(tmp_path, run_folder):
     assert _reader.read_run(str(tmp_path)) is None
     assert _reader.read_video("a.MP4")
     assert _reader.read_video("a.tif") is None
-    assert _reader.read_ply("a.ply")
-    assert _reader.read_ply("a.obj") is None
+    assert _reader.read_cloud("a.ply")
+    assert _reader.read_cloud("a.obj") is None
     assert _reader.read_video(["a.mp4", "b.mp4"]) is None
 
 
 def test_napari_opens_a_run_folder_through_npe2(model, run_folder, npe2pm):
     with npe2pm.tmp_plugin(package="marigold3d"):
         model.open(str(run_folder), plugin="marigold3d")
-    assert [layer.name for layer in model.layers] == ["clip", "depth [m]", "cloud", "camera path"]
+    assert [layer.name for layer in model.layers] == ["clip", "depth [m]", "sigma [m]", "cloud", "camera path"]
 
 
 def test_clip_layer_is_lazy_and_exact(model, clip):
@@ -171,10 +171,10 @@ def test_frames_and_scene_take_turns(model, run_folder):
     add(model, run_layers(Run.open(run_folder)))
     show_scene(model)
     assert model.dims.ndisplay == 3
-    assert [layer.visible for layer in model.layers] == [False, False, True, True]
+    assert [layer.visible for layer in model.layers] == [False, False, False, True, True]
     show_frames(model)
     assert model.dims.ndisplay == 2
-    assert [layer.visible for layer in model.layers] == [True, True, False, False]
+    assert [layer.visible for layer in model.layers] == [True, True, False, False, False]
 
 
 def test_a_run_outlives_its_clip(model, run_folder, clip):
@@ -182,7 +182,7 @@ def test_a_run_outlives_its_clip(model, run_folder, clip):
 
     clip.unlink()
     add(model, run_layers(Run.open(run_folder)))
-    assert [layer.name for layer in model.layers] == ["depth [m]", "cloud", "camera path"]
+    assert [layer.name for layer in model.layers] == ["depth [m]", "sigma [m]", "cloud", "camera path"]
 
 
 # -- preview -----------------------------------------------------------------------------------------------------------

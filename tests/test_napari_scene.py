@@ -26,10 +26,11 @@ from marigold3d.napari_plugin._layers import (
 )
 from marigold3d.napari_plugin._masks import new_mask_layer, painted
 from marigold3d.napari_plugin._ruler import Ruler
-from marigold3d.napari_plugin._scene import Filter, SceneView
+from marigold3d.napari_plugin._scene import UNSEEN, Filter, SceneView
 
 from marigold3d.errors import GeometryError, UsageError
 from marigold3d.export.ply import read_ply, write_ply
+from marigold3d.rescale import rescale
 from marigold3d.store import Run
 from tests.gui import CAMERA, HEIGHT, WIDTH, make_clip, make_run
 
@@ -86,7 +87,7 @@ def test_what_was_hidden_stays_hidden_when_its_turn_comes(model, saved):
 
 def test_the_scene_works_on_the_layers_that_are_open(model, scene):
     assert sorted(v.metadata[ROLE] for v in model.layers if v.metadata.get("marigold3d") == "scene") == [
-        *("camera", "cameras", "cloud", "picture", "seen")
+        *("camera", "cameras", "cloud", "picture")
     ]
     scene.close()
     assert {v.metadata[ROLE] for v in model.layers} == {"clip", "depth", "sigma", "cloud", "cameras"}
@@ -151,13 +152,17 @@ def test_the_camera_follows_the_frame(model, scene, saved):
     assert scene.frame in (2, 4), "a frame that was not used shows its neighbour"
 
 
-def test_the_frame_marks_what_it_sees(model, scene):
+def test_what_the_frame_does_not_see_is_darker(model, scene):
+    scene.look_at(scene.frames[0])
+    scene.highlight()
     seen = scene.surfaces.visible(scene.cloud.points, scene.frame)
-    marked = {tuple(p) for p in layer(model, "seen").data[:, ::-1].tolist()}
-    assert marked == {tuple(p) for p in scene.cloud.points[seen].tolist()}
-    assert 0 < len(marked) < len(scene.cloud)
+    assert 0 < seen.sum() < len(seen)
+    colors = layer(model, "cloud").face_color[:, :3] * 255
+    assert np.allclose(colors[seen], scene.cloud.colors[seen], atol=1e-3)
+    assert np.allclose(colors[~seen], UNSEEN * scene.cloud.colors[~seen], atol=1e-3)
+    assert np.array_equal(layer(model, "cloud").border_color, layer(model, "cloud").face_color)
     scene.highlight(False)
-    assert not len(layer(model, "seen").data)
+    assert np.allclose(layer(model, "cloud").face_color[:, :3] * 255, scene.cloud.colors, atol=1e-3)
 
 
 # -- marks and lengths --------------------------------------------------------------------------------------------
@@ -223,8 +228,6 @@ def test_nothing_to_mark_where_nothing_is_known(model, scene, saved):
 
 
 def test_a_true_length_scales_everything_that_is_shown(model, scene, saved):
-    from marigold3d.rescale import rescale
-
     ruler = Ruler(model, scene)
     ruler.mark_pixel(2, (4.5, 40.5))
     ruler.mark_pixel(2, (14.5, 40.5))

@@ -66,6 +66,8 @@ def measure(run: Run, count: int) -> None:
     timed("make it explorable", lambda _: scenes.append(SceneView(viewer, run)), 1)
     scene, frames = scenes[0], run.frame_indices
     timed("step in the scene", lambda i: scene.look_at(frames[i * 7 % len(frames)]))
+    timed("darken what a frame does not see, once the slider rests", lambda _: scene.highlight(), 3)
+    scene.highlight(False)
     timed("colour by another property", lambda i: scene.color_by(("depth", "sigma", "rgb")[i % 3]), 3)
     sigmas = np.quantile(cloud.sigma, np.linspace(1, 0.5, REPEATED))
     timed("move the sigma slider", lambda i: scene.keep(Filter(float(sigmas[i]), 1)))
