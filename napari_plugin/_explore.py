@@ -335,6 +335,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
             known = cloud.sigma[np.isfinite(cloud.sigma)] if self.sigma.value < 100 else ()
             largest = float(np.percentile(known, self.sigma.value)) if len(known) else float("inf")
             kept = self.scene.keep(Filter(largest, self.observations.value))
+            self._settled()
             unit = "m" if cloud.units == "m" else "units"
             sure = f", sigma up to {largest:.2g} {unit}" if np.isfinite(largest) else ""
             self.kept.value = f"{kept:,} of {len(cloud):,} points{sure}"

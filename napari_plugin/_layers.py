@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from marigold3d.detail import progressive_order
 from marigold3d.store import Run
 from marigold3d.types import PointCloud
-from marigold3d.viewpoint import frustums, overview, spacing
+from marigold3d.view import camera_lines
+from marigold3d.viewpoint import overview, spacing
 
 from ._preferences import preferences
 from ._stacks import DepthStack, SigmaStack
@@ -49,6 +50,13 @@ SCENE_ORIENTATION = ("away", "down", "right")  # of z, y, x, as the project has 
 def to_zyx(points_xyz: NDArray[Any]) -> NDArray[np.float32]:
     """World points (..., 3) in napari's axis order."""
     return np.ascontiguousarray(points_xyz[..., ::-1], np.float32)
+
+
+def as_vectors(lines_xyz: NDArray[Any]) -> NDArray[np.float32]:
+    """(N, 2, 3) start and projection, as napari has it, of lines (N, 2, 3) from start to end."""
+    vectors = to_zyx(lines_xyz)
+    vectors[:, 1] -= vectors[:, 0]
+    return vectors
 
 
 def rgba(colors: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -103,13 +111,11 @@ def cloud_layer(cloud: PointCloud, name: str = "cloud", *, visible: bool = True,
 
 
 def camera_layer(run: Run, cloud: PointCloud, *, visible: bool = True) -> LayerData:
-    """The camera path and some frustums along it, as lines."""
+    """The camera path and some frustums along it, as vectors: lines as shapes are slow to change."""
     trajectory = run.trajectory()
-    pyramids = frustums(trajectory, run.camera(), cloud.points)  # (F, 5, 3): apex, then corners
-    lines = [to_zyx(pyramid[[1, 2, 3, 4, 1, 0, 2, 3, 0, 4]]) for pyramid in pyramids]  # every edge in one stroke
-    if len(trajectory) > 1:
-        lines.append(to_zyx(trajectory.centres))
-    options = {"shape_type": "path", "edge_color": preferences().path_color, "edge_width": spacing(cloud.points)}
+    vertices, edges = camera_lines(trajectory, run.camera(), cloud.points)
+    lines = as_vectors(vertices[edges])
+    options = {"edge_color": preferences().path_color, "edge_width": spacing(cloud.points), "vector_style": "line"}
     _, T_world_camera = overview(cloud.points, trajectory, 4, 3)
     view = {"view_direction": T_world_camera[:3, 2], "up_direction": -T_world_camera[:3, 1]}
     metadata = {
@@ -118,7 +124,7 @@ def camera_layer(run: Run, cloud: PointCloud, *, visible: bool = True) -> LayerD
         VIEW: {name: tuple(map(float, to_zyx(axis))) for name, axis in view.items()},
     }
     scene = {"visible": visible, "axis_labels": SCENE_AXES, "metadata": metadata}
-    return lines, {"name": "camera path", **options, **scene}, "shapes"
+    return lines, {"name": "camera path", **options, **scene}, "vectors"
 
 
 def run_layers(run: Run, *, scene: bool = False, limit: int = MAX_POINTS) -> list[LayerData]:

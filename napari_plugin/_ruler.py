@@ -12,7 +12,7 @@ from marigold3d.errors import GeometryError, UsageError
 from marigold3d.picking import SurfacePoint
 from marigold3d.types import Array
 
-from ._layers import KIND, ROLE, SCENE_AXES, to_zyx
+from ._layers import KIND, ROLE, SCENE_AXES, as_vectors, to_zyx
 from ._scene import SceneView
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Ruler:
         points = np.array([p.point for p in self.points]).reshape(-1, 3)
         size = MARK_SIZE * self._scene.extent
         self._show_points("marks", to_zyx(points), size, "scene")
-        line = to_zyx(points)[None] if len(points) == 2 else np.zeros((0, 2, 3), np.float32)
+        line = as_vectors(points[None]) if len(points) == 2 else np.zeros((0, 2, 3), np.float32)
         self._show_line("ruler", line, size / 4, "scene")
 
     def _draw_in_frame(self) -> None:
@@ -115,7 +115,7 @@ class Ruler:
         seen: NDArray[np.bool_] = np.asarray(np.isfinite(yx).all(axis=1), np.bool_)
         width = self._scene.frame_size[1]
         self._show_points("marks in the frame", yx[seen], 1.5 * MARK_SIZE * width, "frames", seen)
-        line = yx[None] if seen.sum() == 2 else np.zeros((0, 2, 2))
+        line = np.array([[yx[0], yx[1] - yx[0]]]) if seen.sum() == 2 else np.zeros((0, 2, 2))
         self._show_line("ruler in the frame", line, max(MARK_SIZE * width / 5, 1), "frames")
 
     def _labels(self) -> list[str]:
@@ -141,10 +141,7 @@ class Ruler:
             layer.features = {"label": labels}
             layer.size = size
 
-    def _show_line(self, name: str, ends: Array, width: float, kind: str) -> None:
-        vectors = np.array(ends, np.float32)
-        if len(vectors):
-            vectors[:, 1] -= vectors[:, 0]  # napari's vectors are start and projection
+    def _show_line(self, name: str, vectors: Array, width: float, kind: str) -> None:
         layer = self._layer(name)
         if layer is not None:
             layer.data = vectors

@@ -24,6 +24,7 @@ from ._layers import (
     SCENE_AXES,
     SHOWN,
     VIEW,
+    as_vectors,
     camera_layer,
     camera_of,
     clip_of,
@@ -96,7 +97,7 @@ class SceneView:
             self.poses = dict(zip(self.frames, self.run.trajectory().T_world_camera, strict=True))
         self.extent = extent(self.cloud.points) if len(self.cloud) else 1.0
         self.coloring = color_cloud(self.cloud, self.by, self.poses)
-        self._rows = self._chosen()
+        self._rows, self._outdated = self._chosen(), False
         cloud = self._find("cloud") or self._add("cloud", *self._thinned())
         self._show_rows(cloud)
         self._spacing = spacing(self.cloud.points[self._rows])
@@ -110,7 +111,7 @@ class SceneView:
         return cloud_layer(self.cloud.select(self._rows), limit=self._limit)
 
     def _replace_cameras(self) -> None:
-        """The camera path anew: napari's shapes take new data for old at no less cost."""
+        """The camera path anew."""
         old = self._find("cameras")
         data, options, kind = camera_layer(self.run, self.cloud, visible=old is None or old.visible)
         if old is None:
@@ -154,10 +155,8 @@ class SceneView:
         self.filter = wanted
         kept = wanted.keeps(self.cloud)
         layer = self._find("cloud")
+        self._outdated = True  # points that were left out may take the place of those that go, once the slider rests
         if layer is not None:
-            if len(self.cloud) > self._limit:  # points that were left out may take the place of those that go
-                self._rows = self._chosen()
-                self._show_rows(layer)
             layer.shown = kept[self._rows]
         return int(kept.sum())
 
@@ -168,7 +167,7 @@ class SceneView:
     def refine(self) -> bool:
         """Show more of what the view is close to, in a cloud too large to show whole. True when that changed anything.
 
-        To be called when the view has come to rest.
+        To be called when the view or the filter's sliders have come to rest.
         """
         if len(self.cloud) <= self._limit or self._viewer.dims.ndisplay != 3 or self._find("cloud") is None:
             return False
@@ -177,9 +176,9 @@ class SceneView:
         direction = np.array(camera.view_direction, float)[::-1]
         radius = 0.5 * CANVAS_PX / max(camera.zoom, 1e-9)
         seen = (centre, direction, radius) if radius < self.extent else None
-        if not self._moved(seen):
+        if not (self._moved(seen) or self._outdated):
             return False
-        self._seen = seen
+        self._seen, self._outdated = seen, False
         self._rows = self._chosen()
         layer = self._find("cloud")
         self._show_rows(layer)
@@ -237,8 +236,7 @@ class SceneView:
         if T is None:
             return
         corners = pyramid(T, self.run.camera(), CAMERA_SIZE * self.extent)
-        lines = to_zyx(corners[FRUSTUM_EDGES])  # (8, 2, 3)
-        lines[:, 1] -= lines[:, 0]  # napari's vectors are start and projection
+        lines = as_vectors(corners[FRUSTUM_EDGES])  # (8, 2, 3)
         layer = self._find("camera")
         if layer is None:
             width = 0.8 * spacing(self.cloud.points)

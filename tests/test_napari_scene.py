@@ -113,6 +113,21 @@ def test_filters_hide_points_and_keep_them_from_the_export(model, saved):
     assert scene.keep(Filter()) == len(cloud)
 
 
+def test_points_that_go_make_room_in_a_large_cloud(model, saved):
+    cloud = saved.cloud()
+    cloud.sigma[:] = np.linspace(0.01, 0.1, len(cloud))
+    write_ply(saved.path / "cloud.ply", cloud)
+    scene = SceneView(model, saved, limit=200)
+    show_scene(model)
+    scene.keep(Filter(0.055))
+    shown = layer(model, "cloud")
+    assert 0 < shown.shown.sum() < 150
+    assert scene.refine()
+    assert shown.shown.sum() == len(shown.data) == 200
+    known = {tuple(p) for p in cloud.points[cloud.sigma <= 0.055].tolist()}
+    assert {tuple(p) for p in shown.data[:, ::-1].tolist()} <= known
+
+
 def test_a_large_cloud_gains_detail_where_one_looks(model, saved):
     scene = SceneView(model, saved, limit=200)
     shown = layer(model, "cloud")

@@ -99,9 +99,9 @@ def measure(run: Run, count: int) -> None:
     colors = np.column_stack([cloud.colors / 255, np.ones(len(cloud))])
     style = {"border_width": 0, "antialiasing": 0, "size": 0.01}
     points = cloud.points[:, ::-1]
+    viewer.dims.ndisplay = 3
     timed("plain napari: open the cloud", lambda _: viewer.add_points(points, face_color=colors, **style), 1)
     layer = viewer.layers[-1]
-    viewer.dims.ndisplay = 3
     timed("plain napari: replace the cloud", lambda i: setattr(layer, "data", points + 1e-4 * i), 2)
     viewer.close()
 
