@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MARK_COLOR = "#00e5ff"
 NAMES = ("marks", "ruler", "marks in the frame", "ruler in the frame")
+ON_TOP = "translucent_no_depth"  # blending: seen whatever stands before it
 MARK_SIZE = 0.012  # of the scene's extent, and of the picture's width
 
 
@@ -114,32 +115,29 @@ class Ruler:
         yx = (uv - 0.5)[:, ::-1]  # napari's pixel centres are whole numbers
         seen: NDArray[np.bool_] = np.asarray(np.isfinite(yx).all(axis=1), np.bool_)
         width = self._scene.frame_size[1]
-        self._show_points("marks in the frame", yx[seen], 1.5 * MARK_SIZE * width, "frames", seen)
+        self._show_points("marks in the frame", yx[seen], 1.5 * MARK_SIZE * width, "frames")
         line = np.array([[yx[0], yx[1] - yx[0]]]) if seen.sum() == 2 else np.zeros((0, 2, 2))
         self._show_line("ruler in the frame", line, max(MARK_SIZE * width / 5, 1), "frames")
 
-    def _labels(self) -> list[str]:
-        found, n = self.text(), len(self.points)
-        return [""] * (n - 1) + [found] if n == 2 else [""] * n
-
-    def _show_points(
-        self, name: str, data: Array, size: float, kind: str, shown: NDArray[np.bool_] | None = None
-    ) -> None:
-        labels = self._labels()
-        if shown is not None:
-            labels = [label for label, ok in zip(labels, shown, strict=True) if ok]
+    def _show_points(self, name: str, ends: Array, size: float, kind: str) -> None:
+        """The ends (N, 2 or 3), and of two what is between them, written in the middle on a point too small to see."""
+        labels, sizes = [""] * len(ends), np.full(len(ends), size)
+        data = ends
+        if len(ends) == 2:
+            data, labels, sizes = np.vstack([ends, ends.mean(0)]), [*labels, self.text()], np.append(sizes, size / 100)
         layer = self._layer(name)
         if layer is None:
             if not len(data):
                 return
-            text = {"string": "{label}", "size": 12, "color": MARK_COLOR, "translation": self._above(kind, size)}
-            look = {"face_color": "transparent", "border_color": MARK_COLOR, "border_width": 0.2, "size": size}
+            text = {"string": "{label}", "size": 14, "color": MARK_COLOR, "translation": self._above(kind, size)}
+            text["blending"] = ON_TOP
+            look = {"face_color": "transparent", "border_color": MARK_COLOR, "border_width": 0.2, "size": sizes}
             options = {**look, "features": {"label": labels}, "text": text, "axis_labels": self._axes(kind)}
             self._open(name, "points", data, options, kind)
         else:
             layer.data = data
             layer.features = {"label": labels}
-            layer.size = size
+            layer.size = sizes
 
     def _show_line(self, name: str, vectors: Array, width: float, kind: str) -> None:
         layer = self._layer(name)
@@ -156,7 +154,7 @@ class Ruler:
     @staticmethod
     def _above(kind: str, size: float) -> Array:
         """Where the text stands beside its mark."""
-        return np.array([0, -size, 0]) if kind == "scene" else np.array([-size, 0])
+        return np.array([0, -3 * size, 0]) if kind == "scene" else np.array([-2 * size, 0])
 
     def _layer(self, name: str) -> Any:
         """The layer that is drawn on under this name, whoever opened it; None when there is none."""
@@ -164,7 +162,13 @@ class Ruler:
 
     def _open(self, name: str, kind_of_layer: str, data: Array, options: dict[str, Any], kind: str) -> None:
         visible = (self._viewer.dims.ndisplay == 3) == (kind == "scene")
-        options = {**options, "name": name, "visible": visible, "metadata": {KIND: kind, ROLE: name}}
+        options = {
+            **options,
+            "blending": ON_TOP,
+            "name": name,
+            "visible": visible,
+            "metadata": {KIND: kind, ROLE: name},
+        }
         active = self._viewer.layers.selection.active
         getattr(self._viewer, f"add_{kind_of_layer}")(data, **options)
         if active is not None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from marigold3d.store import Run
+from tests.gui import require_window
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUMBERED = sorted(EXAMPLES.glob("[0-9]*.py"))
@@ -64,3 +65,13 @@ def test_03_a_photo_becomes_a_coloured_map_of_its_size(tmp_path: Path) -> None:
     assert "domain log_depth" in said
     with Image.open(tmp_path / "photo_depth.png") as picture:
         assert (picture.size, picture.mode) == ((90, 60), "RGB")
+
+
+@pytest.mark.gui
+@pytest.mark.slow
+def test_04_the_panels_show_the_sample_run(tmp_path: Path) -> None:
+    require_window()
+    example(tmp_path, "04_napari_picture.py", "-o", "panels.png", "--measure", "50", "100", "425", "100")
+    picture = np.asarray(Image.open(tmp_path / "panels.png").convert("RGB")).astype(int)
+    assert picture.shape[0] > 600
+    assert (np.ptp(picture, axis=2) > 60).mean() > 0.02, "the coloured cloud is not in the picture"
