@@ -52,9 +52,9 @@ def draw(run: Path, output: Path, frame: int | None, ends: list[float] | None) -
     frames = explore.scene.frames
     explore.frame.value = frames[len(frames) // 2] if frame is None else frame
     if ends is not None:
-        explore.view.value, explore.click.value = "frames", "measures"
+        explore.view.value, explore.measuring.click.value = "frames", "measures"
         for x, y in (ends[:2], ends[2:]):
-            explore.clicked((explore.scene.nearest_frame(explore.frame.value), y - 0.5, x - 0.5))
+            explore.measuring.clicked((explore.scene.nearest_frame(explore.frame.value), y - 0.5, x - 0.5))
         explore.view.value = "scene"
     napari.utils.notifications.notification_manager.records.clear()
     picture = viewer.screenshot(canvas_only=False, flash=False)

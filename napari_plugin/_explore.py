@@ -14,7 +14,6 @@ from magicgui.widgets import (
     ComboBox,
     Container,
     FileEdit,
-    FloatSpinBox,
     Label,
     PushButton,
     Slider,
@@ -22,17 +21,15 @@ from magicgui.widgets import (
 from psygnal import Signal
 
 from marigold3d.cloud_colors import COLORINGS
-from marigold3d.edits import Exclusion, edits, exclude, undo
-from marigold3d.errors import GeometryError, Marigold3DError, OutputError, UsageError
+from marigold3d.errors import Marigold3DError, OutputError, UsageError
 from marigold3d.export.clouds import write_cloud
 from marigold3d.progress import Progress, Steps
-from marigold3d.rescale import rescale
 from marigold3d.store import Run
 
-from ._activity import Activity, tell, tell_error
+from ._activity import Activity, tell_error
+from ._edit_box import EditBox
 from ._layers import ROLE, RUN, camera_of, reload_maps, show_frames, show_scene
-from ._masks import NAME as MASK_NAME
-from ._masks import new_mask_layer, painted
+from ._measure_box import MeasureBox
 from ._panel import path_of
 from ._preferences import preferences
 from ._ruler import Ruler
@@ -42,14 +39,7 @@ from ._worker import Failed, Stopped, Worker
 if TYPE_CHECKING:
     import napari.viewer
 
-LOOK, PICK, MEASURE = "moves the view", "marks a point", "measures"
-SCOPES = {
-    "these frames": "frame",
-    "the same pixels in every frame": "pixels",
-    "what they show, in every frame": "surface",
-}
 MIN_WIDTH, TEXT_WIDTH = 400, 270  # px, of the panel and of what it says
-CLICK_PX = 4.0  # a mouse that moves farther while it is pressed turns the view instead
 SETTLED_MS = 300  # without movement: the view has come to rest
 SLIDER_MS = 100  # between two updates while a slider is dragged
 CLOUD_SUFFIXES = (".ply", ".laz", ".las", ".glb")
@@ -81,7 +71,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self._settled = qdebounced(self._refine, timeout=SETTLED_MS)
         self._connect()
         self._panels.add(self)
-        self._enable()
+        self.enable()
         self._open_latest()
 
     # -- widgets ------------------------------------------------------------------------------------------------------
@@ -100,31 +90,11 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.observations.tooltip = "Hide points that fewer frames have seen"
         self.highlight = CheckBox(text="darken what the frame does not see", value=False)
         self.kept = Label(label=" ", value="")
+        self.measuring, self.editing = MeasureBox(self._viewer, self), EditBox(self._viewer, self)
         return [
             *(self.title, self.view, self.frame, self.color, self.legend, self.sigma, self.observations),
-            *(self.kept, self.highlight, *self._make_measuring(), *self._make_editing(), *self._make_export()),
+            *(self.kept, self.highlight, self.measuring, self.editing, *self._make_export()),
         ]
-
-    def _make_measuring(self) -> list[Any]:
-        self.click = ComboBox(label="a click", choices=(LOOK, PICK, MEASURE), value=LOOK)
-        self.click.tooltip = "In the frames or in the cloud; two clicks measure (F7)"
-        self.marked = Label(label="marked", value="")
-        self.true_length = FloatSpinBox(label="true length [m]", min=0, max=100_000, step=0.01, value=0)
-        self.true_length.tooltip = "How long what you measured really is: brings the whole scene to metres"
-        self.scale_button = PushButton(text="Set the scale")
-        self.clear_button = PushButton(text="Clear marks", tooltip="F8")
-        buttons = Container(widgets=[self.scale_button, self.clear_button], layout="horizontal", labels=False)
-        return [self.click, self.marked, self.true_length, buttons]
-
-    def _make_editing(self) -> list[Any]:
-        self.paint_button = PushButton(text="Paint what to leave out")
-        self.paint_button.tooltip = "A layer to paint on frames: people, sky. Any Labels or Shapes layer will do, too."
-        self.scope = ComboBox(label="leave out", choices=tuple(SCOPES), value="these frames")
-        self.exclude_button = PushButton(text="Fuse without it")
-        self.exclude_button.tooltip = f"Takes the selected Labels or Shapes layer, else {MASK_NAME!r}"
-        self.undo_button = PushButton(text="Undo", tooltip="Take the last edit back")
-        buttons = Container(widgets=[self.exclude_button, self.undo_button], layout="horizontal", labels=False)
-        return [self.paint_button, self.scope, buttons]
 
     def _make_export(self) -> list[Any]:
         patterns = " ".join(f"*{suffix}" for suffix in CLOUD_SUFFIXES)
@@ -133,7 +103,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.export_button = PushButton(text="Export the cloud")
         self.stop_button = PushButton(text="Stop", visible=False)
         self.status = Label(label=" ", value="")
-        for label in (self.title, self.legend, self.kept, self.marked, self.status):
+        for label in (self.title, self.legend, self.kept, self.measuring.marked, self.status):
             label.min_width = TEXT_WIDTH  # a label keeps the width of its first text
         return [self.target, self.export_button, self.stop_button, self.status]
 
@@ -145,11 +115,6 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.sigma.changed.connect(self._apply_filter)
         self.observations.changed.connect(self._apply_filter)
         self.highlight.changed.connect(self._highlight)
-        self.clear_button.changed.connect(self.clear_marks)
-        self.scale_button.changed.connect(self.set_scale)
-        self.paint_button.changed.connect(self.paint)
-        self.exclude_button.changed.connect(self.exclude)
-        self.undo_button.changed.connect(self.undo)
         self.export_button.changed.connect(self.export)
         self.stop_button.changed.connect(self._worker.stop)
         viewer.layers.events.inserted.connect(self._on_inserted)
@@ -160,7 +125,6 @@ class ExplorePanel(Container):  # type: ignore[misc]
         events = camera_of(viewer).events
         for event in (events.zoom, events.center, events.angles):
             event.connect(self._settled)
-        viewer.mouse_drag_callbacks.append(self._on_mouse)
         for key, action in self.shortcuts().items():
             viewer.bind_key(key, action, overwrite=True)
         self.native.destroyed.connect(self._on_destroyed)
@@ -173,23 +137,21 @@ class ExplorePanel(Container):  # type: ignore[misc]
         """Keys of the viewer and what they do."""
         return {
             "F6": lambda _: self._toggle_view(),
-            "F7": lambda _: self._toggle_measuring(),
-            "F8": lambda _: self.clear_marks(),
+            "F7": lambda _: self.measuring.toggle(),
+            "F8": lambda _: self.measuring.clear_marks(),
             "Alt-Left": lambda _: self._step(-1),
             "Alt-Right": lambda _: self._step(1),
         }
 
-    def _enable(self) -> None:
+    def enable(self) -> None:
         """Only what makes sense now can be pressed."""
         ready = self.scene is not None and not self._worker.running
+        for widget in (self.view, self.frame, self.color, self.sigma, self.observations, self.highlight):
+            widget.enabled = ready
+        self.target.enabled = self.export_button.enabled = ready
         posed = ready and self.scene is not None and self.scene.surfaces is not None
-        for widget in (self.view, self.frame, self.color, self.sigma, self.observations, self.target):
-            widget.enabled = ready
-        for widget in (self.export_button, self.highlight, self.click):
-            widget.enabled = ready
-        self.scale_button.enabled = posed and self.ruler is not None and len(self.ruler.points) == 2
-        self.paint_button.enabled = self.exclude_button.enabled = self.scope.enabled = posed
-        self.undo_button.enabled = posed and bool(edits(self.scene.run))  # type: ignore[union-attr]
+        self.measuring.enable(posed)
+        self.editing.enable(posed)
         self.stop_button.visible = self._worker.running
 
     # -- which run ----------------------------------------------------------------------------------------------------
@@ -209,8 +171,8 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self._color(self.color.value)
         with self.view.changed.blocked():
             self.view.value = "scene" if self._viewer.dims.ndisplay == 3 else "frames"
-        self._tell_marks()
-        self._enable()
+        self.measuring.tell_marks()
+        self.enable()
         self.opened.emit()
 
     def _tell_title(self) -> None:
@@ -234,7 +196,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
             if part is not None:
                 part.close()
         self.scene = self.ruler = None
-        self._enable()
+        self.enable()
 
     def _reset_sliders(self) -> None:
         cloud = self.scene.cloud  # type: ignore[union-attr]
@@ -351,136 +313,19 @@ class ExplorePanel(Container):  # type: ignore[misc]
             self.scene.highlight()
         self._highlighted = self.scene.frame
 
-    # -- clicks and lengths -------------------------------------------------------------------------------------------
+    # -- work ---------------------------------------------------------------------------------------------------------
 
-    def _on_mouse(self, _: Any, event: Any) -> Iterator[None]:
-        """A click, as long as the mouse stays where it is."""
-        if self.click.value == LOOK or self.ruler is None or event.button != 1:
-            return
-        start, moved = np.array(event.pos), 0.0
-        yield
-        while event.type == "mouse_move":
-            moved = max(moved, float(np.linalg.norm(np.array(event.pos) - start)))
-            yield
-        if moved <= CLICK_PX:
-            direction = None if event.view_direction is None else np.array(event.view_direction)
-            self.clicked(np.array(event.position), direction)
-
-    def clicked(self, position: Any, direction: Any = None) -> None:
-        """Mark what a click shows: at (time, y, x) in the frames, at (z, y, x) along `direction` in the scene."""
-        if self.ruler is None or self.scene is None:
-            return
-        ends = 2 if self.click.value == MEASURE else 1
-        try:
-            if self._viewer.dims.ndisplay == 2:
-                self._mark_in_frame(position, ends)
-            else:
-                self._mark_in_scene(position, direction, ends)
-        except Marigold3DError as error:
-            self.status.value = tell_error(error)
-            return
-        self._tell_marks()
-
-    def _mark_in_frame(self, position: Any, ends: int) -> None:
-        scene, ruler = self._opened()
-        frame, (y, x) = round(float(position[0])), position[-2:]
-        near = scene.nearest_frame(frame)
-        if near != frame:
-            self.frame.value = near
-            raise UsageError(
-                f"frame {frame} was not used; {near}, the nearest that has depth, is shown now: click again"
-            )
-        ruler.mark_pixel(frame, (float(x) + 0.5, float(y) + 0.5), ends=ends)
-
-    def _mark_in_scene(self, position: Any, direction: Any, ends: int) -> None:
-        scene, ruler = self._opened()
-        point = scene.point_under(position, direction)
-        if point is None:
-            raise GeometryError("there is no point of the cloud under the click: zoom in, or click on a surface")
-        ruler.mark_point(point, ends=ends)
-
-    def _opened(self) -> tuple[SceneView, Ruler]:
+    def opened_run(self) -> tuple[SceneView, Ruler]:
+        """What is explored. UsageError when nothing is."""
         if self.scene is None or self.ruler is None:
             raise UsageError("open a run folder first")
         return self.scene, self.ruler
 
-    def _toggle_measuring(self) -> None:
-        self.click.value = LOOK if self.click.value == MEASURE else MEASURE
-
-    def clear_marks(self) -> None:
-        """Take the marks away."""
-        if self.ruler is not None:
-            self.ruler.clear()
-            self._tell_marks()
-
-    def _tell_marks(self) -> None:
-        self.marked.value = self.ruler.text() if self.ruler is not None else ""
-        self._enable()
-
-    def set_scale(self) -> None:
-        """Bring the scene to metres by the true length of what is measured."""
-        try:
-            scene, ruler = self._opened()
-            if self.true_length.value <= 0:
-                raise UsageError("type how long it really is, in metres, then press Set the scale")
-            done = rescale(scene.run, [ruler.measurement(self.true_length.value)])
-        except Marigold3DError as error:
-            self.status.value = tell_error(error)
-            return
-        points = list(ruler.points)
-        self._reload()
-        for point in points:  # the same pixels, at their new places
-            ruler.mark_pixel(point.frame, point.uv)
-        self._tell_marks()
-        self.status.value = done.lines[0]
-        self.status.tooltip = "\n".join(done.lines)
-        tell("\n".join(done.lines))
-
-    # -- edits --------------------------------------------------------------------------------------------------------
-
-    def paint(self) -> None:
-        """A new layer to paint on, over the frames."""
-        scene, _ = self._opened()
-        self.view.value = "frames"
-        camera = scene.run.camera()
-        frames = scene.clip_length or scene.frames[-1] + 1
-        new_mask_layer(self._viewer, frames, (camera.height, camera.width), scene.frame_size)
-
-    def exclude(self) -> None:
-        """Fuse the cloud again without what is painted."""
-        try:
-            scene, _ = self._opened()
-            camera = scene.run.camera()
-            shape = (camera.height, camera.width)
-            masks = painted(self._mask_layer(), shape, scene.frame_size, scene.frame)
-            used = {f: m for f, m in masks.items() if f in scene.frames}
-            if not used:
-                near = scene.nearest_frame(next(iter(masks)))
-                raise UsageError(f"the painted frames were not used; paint on one that was, such as {near}")
-        except Marigold3DError as error:
-            self.status.value = tell_error(error)
-            return
-        self._work(exclude(scene.run, Exclusion(used, SCOPES[self.scope.value])))  # type: ignore[arg-type]
-
-    def undo(self) -> None:
-        """Take the last edit back."""
-        if self.scene is not None:
-            self._work(undo(self.scene.run))
-
-    def _mask_layer(self) -> Any:
-        """The selected Labels or Shapes layer, else the latest that the panel has made."""
-        active = self._viewer.layers.selection.active
-        if active is not None and type(active).__name__ in ("Labels", "Shapes") and ROLE not in active.metadata:
-            return active
-        ours = [layer for layer in self._viewer.layers if layer.name.startswith(MASK_NAME)]
-        if not ours:
-            raise UsageError("paint what to leave out first: press Paint what to leave out, and draw on a frame")
-        return ours[-1]
-
-    def _work(self, steps: Steps[Run]) -> None:
+    def work(self, steps: Steps[Run]) -> None:
+        """Run steps that change the open run, then show what has become of it."""
         if not self._worker.running:
             self._worker.start(steps)
-            self._enable()
+            self.enable()
 
     def _on_progress(self, progress: Progress) -> None:
         self.status.value = self._activity.line(progress)
@@ -489,18 +334,18 @@ class ExplorePanel(Container):  # type: ignore[misc]
     def _on_end(self, result: Run | Failed | Stopped) -> None:
         self._activity.close()
         if isinstance(result, Failed):
-            self._enable()
+            self.enable()
             self.status.value = tell_error(result.error)
         elif isinstance(result, Stopped):
             self.status.value = "stopped: the scene is as it was"
         else:
             before = len(self.scene.cloud) if self.scene is not None else 0
-            self._reload()
+            self.reload()
             after = len(self.scene.cloud) if self.scene is not None else 0
             self.status.value = f"{before:,} points before, {after:,} now"
-        self._enable()
+        self.enable()
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
         """Show the open run as it is on disk now."""
         if self.scene is None or self.ruler is None:
             return
@@ -519,7 +364,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
     def export(self) -> None:
         """Write the whole cloud as the sliders leave it."""
         try:
-            scene, _ = self._opened()
+            scene, _ = self.opened_run()
             path = path_of(self.target)
             if path is None:
                 raise UsageError("choose where to save the cloud first: a name ending in .ply, .laz, .las or .glb")

@@ -24,6 +24,10 @@ def open_napari(path: str | None) -> None:
             raise UsageError(f"napari cannot open a window ({check.detail}): {check.remedy}")
     import napari
 
+    from ._panel import reader_of
+
+    if path is not None:
+        reader_of(Path(path))  # before a window opens for nothing
     viewer = napari.Viewer(title="marigold3d")
     panel, _ = dock_panels(viewer)
     if path is not None:
@@ -46,7 +50,7 @@ def dock_panels(viewer: napari.viewer.Viewer) -> tuple[ReconstructionPanel, Expl
 def dock_explorer(viewer: napari.viewer.Viewer, explorer: ExplorePanel) -> None:
     """A tab that comes to the front whenever it has another run to show."""
     dock = viewer.window.add_dock_widget(explorer, name=EXPLORE, area="right", tabify=True)
-    explorer.opened.connect(dock.raise_)
+    explorer.opened.connect(dock.raise_, check_nargs=False)
 
 
 def show_explorer(viewer: napari.viewer.Viewer) -> None:
@@ -56,6 +60,6 @@ def show_explorer(viewer: napari.viewer.Viewer) -> None:
     if ExplorePanel.of(viewer) is None:
         try:
             dock, explorer = viewer.window.add_plugin_dock_widget("marigold3d", EXPLORE, tabify=True)
-            explorer.opened.connect(dock.raise_)
+            explorer.opened.connect(dock.raise_, check_nargs=False)
         except (ValueError, KeyError):  # run from a checkout that is not registered
             dock_explorer(viewer, ExplorePanel(viewer))

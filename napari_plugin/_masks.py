@@ -38,7 +38,7 @@ def painted(layer: Any, shape: tuple[int, int], size: tuple[int, int], frame: in
     size: (height, width) of the clip's frames, whose pixels are the layer's world; frame: the one that flat layers
     belong to, which have no time. UsageError for layers of another kind or with nothing on them.
     """
-    kind = getattr(layer, "_type_string", type(layer).__name__.lower())
+    kind = layer.__class__.__name__.lower()
     if kind == "labels":
         masks = _from_labels(layer, shape, size, frame)
     elif kind == "shapes":

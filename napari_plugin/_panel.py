@@ -18,7 +18,7 @@ from ._launch import show_explorer
 from ._layers import add_layers, run_layers, show_scene
 from ._preferences import preferences
 from ._preview import Preview
-from ._reader import VIDEO_SUFFIXES, read_run, read_video
+from ._reader import VIDEO_SUFFIXES, Reader, read_run, read_video
 from ._worker import Failed, Stopped, Worker
 
 if TYPE_CHECKING:
@@ -213,12 +213,9 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
 
     def load(self, path: Path) -> None:
         """Show a run folder, or a clip ready to be reconstructed. UsageError when `path` is neither."""
-        open_run, open_video = read_run(str(path)), read_video(str(path))
-        reader = open_run or open_video
-        if reader is None:
-            raise UsageError(f"{path}: neither a run folder nor a video ({', '.join(VIDEO_SUFFIXES)})")
+        reader = reader_of(path)
         add_layers(self._viewer, reader(str(path)))
-        if open_run:
+        if read_run(str(path)):
             show_scene(self._viewer)
         else:
             self.clip.value = path
@@ -304,6 +301,14 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         if clip is None:
             raise UsageError("choose a clip first")
         return clip
+
+
+def reader_of(path: Path) -> Reader:
+    """What opens a run folder or a clip. UsageError when `path` is neither."""
+    reader = read_run(str(path)) or read_video(str(path))
+    if reader is None:
+        raise UsageError(f"{path}: neither a run folder nor a video ({', '.join(VIDEO_SUFFIXES)})")
+    return reader
 
 
 def path_of(edit: FileEdit) -> Path | None:

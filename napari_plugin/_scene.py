@@ -292,3 +292,5 @@ class SceneView:
             layer = self._find(role)
             if layer is not None:
                 self._viewer.layers.remove(layer)
+        if self._clip is not None:
+            self._clip.close()

@@ -290,17 +290,17 @@ def test_colours_and_filters_act(viewer, qtbot, explorer):
 
 
 def test_measure_then_scale_then_export_then_reopen(viewer, qtbot, explorer, tmp_path):
-    explorer.view.value, explorer.click.value = "frames", "measures"
-    explorer.clicked((2, 40, 4))
-    explorer.clicked((2, 40, 14))
+    explorer.view.value, explorer.measuring.click.value = "frames", "measures"
+    explorer.measuring.clicked((2, 40, 4))
+    explorer.measuring.clicked((2, 40, 14))
     before, _ = explorer.ruler.length()
-    assert "±" in explorer.marked.value
-    explorer.true_length.value = round(2 * before, 3)
-    factor = explorer.true_length.value / before
+    assert "±" in explorer.measuring.marked.value
+    explorer.measuring.true_length.value = round(2 * before, 3)
+    factor = explorer.measuring.true_length.value / before
     old = explorer.scene.cloud
-    explorer.set_scale()
+    explorer.measuring.set_scale()
     assert np.allclose(explorer.scene.cloud.points, factor * old.points, rtol=1e-3, atol=1e-3)
-    assert np.isclose(explorer.ruler.length()[0], explorer.true_length.value, rtol=5e-3)
+    assert np.isclose(explorer.ruler.length()[0], explorer.measuring.true_length.value, rtol=5e-3)
     assert explorer.status.value
     explorer.target.value = tmp_path / "kitchen.ply"
     explorer.export()
@@ -314,13 +314,13 @@ def test_measure_then_scale_then_export_then_reopen(viewer, qtbot, explorer, tmp
 
 
 def test_a_click_in_the_cloud_and_one_in_a_frame_meet(viewer, qtbot, explorer):
-    explorer.click.value = "marks a point"
-    explorer.clicked((-5.0, 0.0, 0.0), (1.0, 0.0, 0.0))
+    explorer.measuring.click.value = "marks a point"
+    explorer.measuring.clicked((-5.0, 0.0, 0.0), (1.0, 0.0, 0.0))
     (point,) = explorer.ruler.points
     assert np.isclose(point.point[2], 1, atol=0.02)
     explorer.view.value = "frames"
     frame, (u, v) = point.frame, point.uv
-    explorer.clicked((frame, v - 0.5, u - 0.5))
+    explorer.measuring.clicked((frame, v - 0.5, u - 0.5))
     assert np.allclose(explorer.ruler.points[0].point, point.point, atol=0.02)
 
 
@@ -329,7 +329,7 @@ def test_clicks_in_the_canvas_arrive(viewer, qtbot, explorer):
     from qtpy.QtCore import QPoint, Qt
 
     canvas = _canvas()
-    explorer.view.value, explorer.click.value = "frames", "marks a point"
+    explorer.view.value, explorer.measuring.click.value = "frames", "marks a point"
     qtbot.wait(200)
     middle = QPoint(canvas.width() // 2, canvas.height() // 2)
     qtbot.mouseMove(canvas, middle)
@@ -349,36 +349,36 @@ def _canvas():
 
 def test_painting_removes_and_undo_brings_back(viewer, qtbot, explorer):
     n = len(explorer.scene.cloud)
-    explorer.exclude()
+    explorer.editing.exclude()
     assert "Paint what to leave out" in last_notification()
-    explorer.paint()
+    explorer.editing.paint()
     mask = viewer.layers["leave out"]
     assert mask.data.shape[0] == 6
     mask.data[:, 16:32, 24:40] = 1
-    explorer.scope.value = "the same pixels in every frame"
-    explorer.exclude()
+    explorer.editing.scope.value = "the same pixels in every frame"
+    explorer.editing.exclude()
     qtbot.waitUntil(lambda: not explorer._worker.running, timeout=60_000)
     assert "points before" in explorer.status.value, explorer.status.value
     assert 0 < len(explorer.scene.cloud) < n
     assert not (explorer.scene.cloud.points[:, 2] < 1.5).any(), "the box is still there"
-    explorer.undo()
+    explorer.editing.undo()
     qtbot.waitUntil(lambda: not explorer._worker.running, timeout=60_000)
     assert (explorer.scene.cloud.points[:, 2] < 1.5).any()
-    assert not explorer.undo_button.enabled
+    assert not explorer.editing.undo_button.enabled
 
 
 def test_advice_where_something_is_missing(viewer, qtbot, explorer):
-    explorer.set_scale()
+    explorer.measuring.set_scale()
     assert "how long it really is" in last_notification()
-    explorer.true_length.value = 2
-    explorer.set_scale()
+    explorer.measuring.true_length.value = 2
+    explorer.measuring.set_scale()
     assert "two ends" in last_notification()
     explorer.export()
     assert "where to save" in last_notification()
-    explorer.view.value, explorer.click.value = "frames", "marks a point"
-    explorer.clicked((3, 20, 20))
+    explorer.view.value, explorer.measuring.click.value = "frames", "marks a point"
+    explorer.measuring.clicked((3, 20, 20))
     assert "click again" in last_notification()
-    explorer.clicked((2, -9, 20))
+    explorer.measuring.clicked((2, -9, 20))
     assert "no depth at pixel" in last_notification()
 
 
@@ -416,14 +416,14 @@ def test_the_example_clip_from_drop_to_export(viewer, qtbot, tmp_path):
     qtbot.wait(500)
     assert colorful(keep_screenshot(viewer, "panel_done.png")) > 0.01
 
-    explorer.view.value, explorer.click.value = "frames", "measures"
+    explorer.view.value, explorer.measuring.click.value = "frames", "measures"
     frame = explorer.scene.frame
-    explorer.clicked((frame, 180, 150))
-    explorer.clicked((frame, 180, 330))
+    explorer.measuring.clicked((frame, 180, 150))
+    explorer.measuring.clicked((frame, 180, 330))
     before, sigma = explorer.ruler.length()
     assert 0 < sigma < 0.3 * before
-    explorer.true_length.value = 1.5
-    explorer.set_scale()
+    explorer.measuring.true_length.value = 1.5
+    explorer.measuring.set_scale()
     assert np.isclose(explorer.ruler.length()[0], 1.5, rtol=0.01)
     assert explorer.scene.cloud.units == "m"
     qtbot.wait(300)
