@@ -195,7 +195,7 @@ def test_depth_of_a_run_is_saved_with_all_it_knows(model, tmp_path, run, monkeyp
     """The frames that were used, once each, under the run's own encoding, with sigma."""
     known = depth_map()
     sigma = np.where(known.valid, 0.1 * known.depth, 0).astype(np.float32)
-    monkeypatch.setattr(Run, "depth", lambda self, index: DepthMap(known.depth + index, known.valid, sigma))
+    monkeypatch.setattr(Run, "depth", lambda self, index, **_: DepthMap(known.depth + index, known.valid, sigma))
     model.add_image(DepthStack(run, FRAMES), contrast_limits=(0, 9), multiscale=False)
     for suffix in (".npz", ".exr", ".png"):
         folder = tmp_path / suffix[1:]
@@ -255,7 +255,7 @@ def test_sigma_is_a_stack_over_the_same_frames(run, monkeypatch):
     shutil.rmtree(run.path / "sigma", ignore_errors=True)
     assert np.isnan(SigmaStack(run, FRAMES)[0]).all()
     known = depth_map()
-    monkeypatch.setattr(Run, "depth", lambda self, i: DepthMap(known.depth, known.valid, 0 * known.depth + i))
+    monkeypatch.setattr(Run, "depth", lambda self, i, **_: DepthMap(known.depth, known.valid, 0 * known.depth + i))
     stack = SigmaStack(run, FRAMES)
     assert stack.shape == (FRAMES, HEIGHT, WIDTH)
     assert np.array_equal(np.isfinite(stack[3]), known.valid)
@@ -292,7 +292,7 @@ def test_the_samples_open(model):
     layers = model.open_sample("marigold3d", "run")
     kinds = [layer._type_string for layer in layers]
     assert kinds[0] == "image", "the run finds its clip"
-    assert {"points", "shapes"} <= set(kinds)
+    assert {"points", "vectors"} <= set(kinds)
     assert layers[0].data.shape == clip[0].data.shape
     assert layers[1].data.shape[0] == len(clip[0].data)
 
