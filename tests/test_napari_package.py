@@ -105,7 +105,7 @@ def test_the_samples_are_in_it(installed: Path, seen: dict) -> None:
     assert Path(seen["clip"]).is_relative_to(installed)
     assert len(seen["frames"]) == seen["poses"] > 1
     assert seen["points"] > 10_000
-    assert {"image", "points", "shapes"} <= set(seen["layers"])
+    assert {"image", "points", "vectors"} <= set(seen["layers"])
 
 
 @pytest.mark.slow
