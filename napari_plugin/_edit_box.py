@@ -41,6 +41,7 @@ class EditBox(Container):  # type: ignore[misc]
         self.paint_button = PushButton(text="Paint what to leave out")
         self.paint_button.tooltip = "A layer to paint on frames: people, sky. Any Labels or Shapes layer will do, too."
         self.scope = ComboBox(label="leave out", choices=tuple(SCOPES), value="these frames")
+        self.scope.tooltip = "What the paint means: a passer-by, a logo or bonnet, or sky and things painted once"
         self.exclude_button = PushButton(text="Fuse without it")
         self.exclude_button.tooltip = f"Takes the selected Labels or Shapes layer, else {MASK_NAME!r}"
         self.undo_button = PushButton(text="Undo", tooltip="Take the last edit back")

@@ -83,12 +83,14 @@ class ExplorePanel(Container):  # type: ignore[misc]
         self.frame = Slider(label="frame", min=0, max=1, value=0)
         self.frame.tooltip = "Moves the drawn camera and marks what it sees (Alt-Left, Alt-Right)"
         self.color = ComboBox(label="colour by", choices=COLORINGS, value="rgb")
+        self.color.tooltip = "The clip's colours, or what is known of each point"
         self.legend = Label(label=" ", value="")
         self.sigma = Slider(label="surest [%]", min=1, max=100, value=100)
         self.sigma.tooltip = "Show this share of the points, those with the smallest standard deviation"
         self.observations = Slider(label="seen at least by", min=1, max=2, value=1)
         self.observations.tooltip = "Hide points that fewer frames have seen"
         self.highlight = CheckBox(text="darken what the frame does not see", value=False)
+        self.highlight.tooltip = "Points that the frame of the slider does not see, once the slider rests"
         self.kept = Label(label=" ", value="")
         self.measuring, self.editing = MeasureBox(self._viewer, self), EditBox(self._viewer, self)
         return [
@@ -100,8 +102,8 @@ class ExplorePanel(Container):  # type: ignore[misc]
         patterns = " ".join(f"*{suffix}" for suffix in CLOUD_SUFFIXES)
         self.target = FileEdit(label="save as", mode="w", filter=f"Cloud ({patterns})", nullable=True, value=None)
         self.target.tooltip = "The whole cloud, not the share that is shown, without the points the sliders hide"
-        self.export_button = PushButton(text="Export the cloud")
-        self.stop_button = PushButton(text="Stop", visible=False)
+        self.export_button = PushButton(text="Export the cloud", tooltip="In metres once the scale is set")
+        self.stop_button = PushButton(text="Stop", visible=False, tooltip="The scene stays as it was")
         self.status = Label(label=" ", value="")
         for label in (self.title, self.legend, self.kept, self.measuring.marked, self.status):
             label.min_width = TEXT_WIDTH  # a label keeps the width of its first text

@@ -39,7 +39,7 @@ class MeasureBox(Container):  # type: ignore[misc]
         self.marked = Label(label="marked", value="")
         self.true_length = FloatSpinBox(label="true length [m]", min=0, max=100_000, step=0.01, value=0)
         self.true_length.tooltip = "How long what you measured really is: brings the whole scene to metres"
-        self.scale_button = PushButton(text="Set the scale")
+        self.scale_button = PushButton(text="Set the scale", tooltip="With all lengths given so far")
         self.clear_button = PushButton(text="Clear marks", tooltip="F8")
         buttons = Container(widgets=[self.scale_button, self.clear_button], layout="horizontal", labels=False)
         return [self.click, self.marked, self.true_length, buttons]

@@ -93,8 +93,11 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
             "Depth map, table of frame,u,v,depth, cloud, control points or SfM model; see the README"
         )
         self.cue_layer = ComboBox(label=" ", choices=self._cue_layers, nullable=True)
+        self.cue_layer.tooltip = "Points on frames with their depths, a feature depth_m"
         self.cue_depth = FloatSpinBox(label="depth of the next [m]", min=0.01, max=10_000, step=0.1, value=2.0)
+        self.cue_depth.tooltip = "Distance along the camera's axis of the point that is clicked next"
         self.new_cues = PushButton(text="New layer: click points of known depth")
+        self.new_cues.tooltip = "A layer to click on; its points' depths can be changed in napari's features table"
         self.new_cues.changed.connect(self._new_cue_layer)
         self.cue_depth.changed.connect(self._set_cue_depth)
         self.cues.changed.connect(self._follow_choices)
@@ -103,7 +106,7 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
 
     def _make_more(self) -> None:
         wanted = self._preferences
-        self.more = CheckBox(text="more settings", value=False)
+        self.more = CheckBox(text="more settings", value=False, tooltip="Model, device, run folder and others")
         self.model = ComboBox(label="model", choices=_model_names(), value=wanted.model)
         self.model.tooltip = "`marigold3d models` says what each is; compact needs no download"
         self.checkpoint = FileEdit(label="or checkpoint", mode="d", nullable=True, value=None)
@@ -111,13 +114,17 @@ class ReconstructionPanel(Container):  # type: ignore[misc]
         self.device = ComboBox(label="device", choices=("auto", "cpu", "cuda", "mps"), value=wanted.device)
         self.steps = SpinBox(label="denoising steps", min=0, max=1000, value=0, tooltip="0: the checkpoint's default")
         self.ensemble = SpinBox(label="ensemble", min=1, max=100, value=1, tooltip="Predictions merged a frame")
+        self.device.tooltip = "What the network runs on"
         self.stride = SpinBox(label="every n-th frame", min=1, max=1000, value=1)
+        self.stride.tooltip = "Long or fast clips need not be used whole"
         self.refine = CheckBox(text="sharpen by matching views", value=True)
+        self.refine.tooltip = "Takes about half of the time, and is worth it where the camera moves"
         self.voxel = FloatSpinBox(label="voxel", min=0, max=1000, step=0.01, value=0)
         self.voxel.tooltip = "Side of the cloud's voxels in scene units; 0: from the depth and its sigma"
         self.output = FileEdit(label="run folder", mode="d", nullable=True, value=None)
         self.output.tooltip = "Where results go; empty: a folder beside the clip"
         self.overwrite = CheckBox(text="replace a finished run", value=False)
+        self.overwrite.tooltip = "Else a folder with a finished run is refused"
         self.settings = Container(
             widgets=[
                 *(self.model, self.checkpoint, self.device, self.steps, self.ensemble, self.stride),

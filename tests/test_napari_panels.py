@@ -437,3 +437,19 @@ def test_the_example_clip_from_drop_to_export(viewer, qtbot, tmp_path):
     viewer.layers.clear()
     panel.load(tmp_path / "run")
     assert explorer.scene.cloud.units == "m"
+
+
+def test_every_widget_explains_itself(viewer):
+    """Labels and boxes need not."""
+    from magicgui.widgets import Container, Label
+
+    def explained(box: Container) -> Iterator[bool]:
+        for widget in box:
+            if isinstance(widget, Container):
+                yield from explained(widget)
+            elif not isinstance(widget, Label):
+                assert widget.tooltip, widget
+                yield True
+
+    assert sum(explained(open_panel(viewer))) > 15
+    assert sum(explained(open_explorer(viewer))) > 12
