@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -233,7 +234,9 @@ def test_lengths_alone_say_what_changed_and_need_no_clip(run: Path, scene: Scene
     said = cli("align", run, "--measure", length_between(scene, 5, (20, 60), (200, 50)))
     assert (said.code, said.stdout) == (0, "")
     first, path, voxel, length = said.stderr.splitlines()
-    assert first.startswith("1 unit is 0.4")
+    unit = re.fullmatch(r"1 unit is (\S+) m.*", first)
+    assert unit is not None
+    assert float(unit[1]) == pytest.approx(UNIT_M, rel=0.03)
     assert path.startswith("camera path 3.")
     assert voxel.startswith("voxel ")
     assert length.startswith("length 20.5,60.5,200.5,50.5,5=")
