@@ -5,10 +5,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from marigold3d.errors import Marigold3DError
+from marigold3d.errors import InputError
+
+ENDLESS = 2**62  # length of a source that has no end
 
 
-class CorruptSample(Marigold3DError):
+class CorruptSample(InputError):
     """A file of a data set that cannot be read; the message names the file. Training skips and counts these."""
 
 
@@ -29,7 +31,7 @@ class Sample:
 class Source(Protocol):
     """A data set: `source[i]` depends on the source's settings and on i alone, so that a run can be resumed exactly.
 
-    Raises CorruptSample for a damaged file and IndexError past the end. An endless source has a length of 2**62.
+    Raises CorruptSample for a damaged file and IndexError past the end. An endless source has a length of ENDLESS.
     """
 
     name: str
