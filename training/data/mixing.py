@@ -122,7 +122,8 @@ class MixedBatches:
 
     def _readable(self, chosen: int, number: int) -> tuple[Sample, list[str]]:
         """Sample `number` of a source's endless sequence, or the first after it that can be read; and the problems."""
-        source, problems = self.sources[chosen], []
+        source = self.sources[chosen]
+        problems: list[str] = []
         for following in range(number, number + FEWEST_CORRUPT):
             try:
                 return source[self._index(chosen, following)], problems
