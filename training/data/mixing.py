@@ -60,7 +60,7 @@ class MixedBatches:
     parts, one after the other, are the same batch for any world size.
 
     A damaged sample is replaced by the next one of its epoch. `skipped` counts those that this process met in
-    `batch`; above MOST_CORRUPT of the samples it drew, InputError.
+    `batch`; above MOST_CORRUPT of the samples it drew, by more than chance, InputError.
     """
 
     def __init__(
@@ -108,12 +108,15 @@ class MixedBatches:
         return _stacked(samples, problems, self.sources[chosen].name)
 
     def counted(self, batch: Batch) -> Batch:
-        """`batch`, after adding what it skipped to the count. Raises InputError above MOST_CORRUPT."""
+        """`batch`, after adding what it skipped to the count. Raises InputError above MOST_CORRUPT (by three
+        standard deviations of a Poisson count, so that a share just below it is borne).
+        """
         self.skipped += len(batch.problems)
         self.drawn += len(batch.names) + len(batch.problems)
         for problem in batch.problems:
             _log.warning("skipped: %s", problem)
-        if self.skipped >= FEWEST_CORRUPT and self.skipped > MOST_CORRUPT * self.drawn:
+        expected = MOST_CORRUPT * self.drawn
+        if self.skipped >= FEWEST_CORRUPT and self.skipped > expected + 3 * math.sqrt(expected):
             raise InputError(
                 f"{self.skipped} of {self.drawn} samples cannot be read, more than {MOST_CORRUPT:.0%}; "
                 f"the last: {batch.problems[-1] if batch.problems else 'see above'}"

@@ -69,9 +69,7 @@ def listed_shards(folder: Path) -> list[tuple[Path, int]]:
         raise InputError(f"{folder} holds no {INDEX}: {REMEDY}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / INDEX} is damaged ({error}): {REMEDY}") from error
-    wrong = [
-        name for name, size, _ in listed if _size(folder / name) != size or not index_path(folder / name).is_file()
-    ]
+    wrong = [name for name, size, _ in listed if not _is_whole(folder / name, size)]
     if wrong:
         more = ", …" if len(wrong) > 3 else ""
         raise InputError(
