@@ -17,13 +17,13 @@ import torch
 
 from marigold3d.errors import InputError, Marigold3DError, UsageError
 from training.data.hypersim_frames import Frame, found_frames, listed_frames, read_frame
+from training.data.interrupting import INTERRUPTED, interrupted_between_steps
 from training.data.pictures import read_depth, read_rgb, to_sample
 from training.data.samples import Sample
 from training.data.splits import read_split, read_table, require_files
 
 UNIT_M = 0.001
 RANGE_M = (1e-5, 65.0)
-INTERRUPTED = 130
 RAW_REMEDY = (
     "download it with dataset_download_images.py of https://github.com/apple/ml-hypersim "
     "(color, depth_meters and render_entity_id are needed), or name fewer frames"
@@ -101,6 +101,8 @@ def _pairs(root: Path, split: str | Path | None, max_invalid: float | None) -> l
         raise UsageError("max_invalid needs split to be a filename_meta_*.csv, which says how much is invalid")
     if split is not None:
         return [(row[0], row[1]) for row in read_split(split)]
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder: {REMEDY}")
     found = sorted(path.relative_to(root).as_posix() for path in root.glob("**/rgb_cam_*.png"))
     if not found:
         raise InputError(f"{root} holds no rgb_cam_*.png: {REMEDY}")
@@ -129,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for partition in given.partitions or listed_frames(given.split_csv):
             frames = partition_of(given.split_csv, partition)
-            with progress_bars(given.quiet) as on_progress:
-                steps = convert(given.raw, frames, given.out / partition, partition, given.present, given.workers)
-                written = run(steps, on_progress)
+            steps = convert(given.raw, frames, given.out / partition, partition, given.present, given.workers)
+            with progress_bars(given.quiet) as on_progress, interrupted_between_steps(on_progress) as step:
+                written = run(steps, step)
             print(f"{given.out / partition}: {written} frames", flush=True)
     except Marigold3DError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from marigold3d.atomic import atomic_path, output_error, writable_folder
 from marigold3d.errors import InputError, UsageError
 from marigold3d.progress import Progress, Steps
 from training.data.hypersim_frames import Frame, read_frame
+from training.data.interrupting import ignore_interrupts
 from training.data.samples import CorruptSample
 
 UNIT_M = 0.001
@@ -116,7 +117,7 @@ def _mapping(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield map
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
         try:
             yield pool.map
         finally:

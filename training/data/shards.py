@@ -28,11 +28,11 @@ import torch
 import yaml
 
 from marigold3d.errors import InputError, Marigold3DError, UsageError
+from training.data.interrupting import INTERRUPTED, interrupted_between_steps
 from training.data.pictures import read_depth, read_rgb
 from training.data.samples import CorruptSample, Sample
 
 INDEX = "index.json"
-INTERRUPTED = 130
 REMEDY = "copy or write them again; if they were moved on purpose, run python -m training.data.shards --index DIR"
 
 
@@ -167,9 +167,9 @@ def _command(given: argparse.Namespace) -> None:
         folder, samples = given.index, write_index(given.index)
     else:
         folder = given.out
-        with progress_bars(given.quiet) as on_progress:
-            steps = write_shards(_mapping(given.source), folder, given.first, given.count, given.samples_per_shard)
-            samples = run(steps, on_progress)
+        steps = write_shards(_mapping(given.source), folder, given.first, given.count, given.samples_per_shard)
+        with progress_bars(given.quiet) as on_progress, interrupted_between_steps(on_progress) as step:
+            samples = run(steps, step)
     print(f"{folder}: {samples} samples")
 
 
