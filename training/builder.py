@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from training import solids, textures
 from training.scenes import Scene
+from training.tracer import Placed
 
 Rng = np.random.Generator
 Faces = tuple[int, int, int]
@@ -44,6 +45,7 @@ class Builder:
         self.rotations: list[NDArray[np.float64]] = []
         self.faces: list[Faces] = []
         self.materials: list[NDArray[np.float32]] = []
+        self.meshes: list[Placed] = []
 
     def add(
         self,
@@ -91,8 +93,9 @@ class Builder:
         scale_m: tuple[float, float] = (0.05, 0.8),
         glow: float = 0.0,
         value: tuple[float, float] = (0.05, 0.85),
+        muted: bool = False,
     ) -> int:
-        """A random material; `value` bounds its brightness."""
+        """A random material; `value` bounds its brightness, `muted` keeps most of the strong colours away."""
         rng = self.rng
         every = (
             textures.FLAT,
@@ -108,8 +111,11 @@ class Builder:
             textures.PICTURE,
         )
         first = color(rng, value)
+        if muted and rng.random() < 0.85:
+            first = first.mean() + (first - first.mean()) * rng.uniform(0.0, 0.4)
         # Neighbouring tones are as common as contrasts.
-        second = np.clip(first * rng.uniform(0.5, 1.6), 0, 1) if rng.random() < 0.6 else color(rng, value)
+        near, least, most = (0.9, 0.75, 1.3) if muted else (0.6, 0.5, 1.6)
+        second = np.clip(first * rng.uniform(least, most), 0, 1) if rng.random() < near else color(rng, value)
         return self.keep(
             textures.material(
                 int(rng.choice(families or every)),
@@ -118,7 +124,7 @@ class Builder:
                 scale_m=float(np.exp(rng.uniform(*np.log(scale_m)))),
                 joint=float(rng.uniform(0.02, 0.12)),
                 offset=(float(rng.random()), float(rng.random())),
-                grain=float(rng.choice([0.1, 0.3, 0.8]) * rng.random()),
+                grain=float(rng.choice([0.05, 0.1, 0.3] if muted else [0.1, 0.3, 0.8]) * rng.random()),
                 grain_scale_m=float(np.exp(rng.uniform(-1.5, 1.5))),
                 gloss=float(rng.random() * 0.5 * (rng.random() < 0.4)),
                 angle_rad=float(rng.choice([0.0, 0.0, np.pi / 2, rng.uniform(0, np.pi)])),
@@ -150,6 +156,7 @@ class Builder:
             np.asarray(sky, np.float32),
             fog_per_m,
             ambient,
+            tuple(self.meshes),
         )
 
 

@@ -17,9 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from training import solids, textures
+from training.tracer import MeshHit, Placed, Tracer
 
 Array = NDArray[np.float32]
 SUN_REACH_M = 200.0
+LAMP_RADIUS_M = 0.12  # shadows of traced scenes are as soft as lamps of this size make them
+SUN_RADIUS = 0.01
+AROUND_M, AROUND_RAYS = 1.2, 6  # what stands nearer than this takes light from the surroundings away
+AROUND_DEPTH = 0.8  # the most it takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,7 @@ class Scene:
     faces (P, 3): rows of `materials` for the sides, the face whose normal is -y (top) and the one whose normal is +y
     (bottom); light (4,): (x, y, z, 1) a lamp's place, or (x, y, z, 0) the direction towards the sun;
     sky (2, 3): zenith and horizon; fog_per_m: attenuation towards the horizon's colour; ambient: share of light
-    without shadow.
+    without shadow; meshes: what solids cannot show, traced on the CPU.
     """
 
     kinds: NDArray[np.int64]
@@ -43,6 +48,7 @@ class Scene:
     sky: Array
     fog_per_m: float
     ambient: float
+    meshes: tuple[Placed, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +68,29 @@ class _Stage:
 
     @classmethod
     def of(cls, scene: Scene, device: torch.device | str) -> "_Stage":
-        return cls(**{f.name: torch.as_tensor(getattr(scene, f.name), device=device) for f in fields(scene)})
+        return cls(**{f.name: torch.as_tensor(getattr(scene, f.name), device=device) for f in fields(cls)})
 
     @property
     def unit_from_world(self) -> Tensor:
         """(P, 3, 3): world directions into unit frames."""
         return self.rotation.transpose(1, 2) / self.half[:, :, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """The first surface along every ray: z-depth (H, W), inf for none; the solid (H, W), 0 where it is none; and what
+    is seen of meshes at the flagged (H, W) pixels, in row order.
+    """
+
+    depth: Tensor
+    solid: Tensor
+    on_mesh: Tensor
+    mesh: MeshHit | None
+
+
+def tracer_of(scene: Scene) -> Tracer:
+    """What `cast` needs for a scene with meshes; made once, it serves all views of the scene."""
+    return Tracer(scene.kinds, scene.centre, scene.half, scene.rotation, scene.meshes)
 
 
 def cast(
@@ -78,24 +101,44 @@ def cast(
     height: int,
     device: torch.device | str = "cpu",
     shadow_stride: int = 1,
+    tracer: Tracer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Look at a scene from one camera: T_world_camera (4, 4), K (3, 3) in pixels.
 
     Returns linear rgb (3, H, W), before exposure, and z-depth (1, H, W) metres, inf for sky. A `shadow_stride` of 2
-    finds shadows on every other pixel only and blends them, which is softer and four times faster.
+    finds shadows on every other pixel only and blends them, which is softer and four times faster. With a `tracer`,
+    which a scene with meshes always gets, shadows are soft and corners dark; round solids are triangles then.
     """
-    stage = _Stage.of(scene, device)
-    pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32, device=device)
-    camera = torch.as_tensor(np.asarray(K), dtype=torch.float32, device=device)
-    rays = _camera_rays(camera, width, height)  # (3, H, W)
-    direction = (pose[:3, :3] @ rays.flatten(1)).reshape(rays.shape)
-    depth, index = _nearest(stage, pose, camera, direction)
-    rgb = _shade(stage, pose[:3, 3], direction, depth, index, camera[0, 0], shadow_stride)
-    return _through_air(stage, rgb, direction, depth), depth[None]
+    if tracer is None and scene.meshes:
+        tracer = tracer_of(scene)
+    stage = _Stage.of(scene, "cpu" if tracer is not None else device)
+    pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32, device=stage.centre.device)
+    camera = torch.as_tensor(np.asarray(K), dtype=torch.float32, device=pose.device)
+    direction = _world_rays(pose, camera, width, height)
+    hits = _nearest(stage, pose, camera, direction) if tracer is None else _traced(stage, pose, direction, tracer)
+    rgb = _shade(stage, pose[:3, 3], direction, hits, camera[0, 0], shadow_stride, tracer)
+    return _through_air(stage, rgb, direction, hits.depth).to(device), hits.depth[None].to(device)
+
+
+def rays(T_world_camera: Any, K: Any, width: int, height: int) -> Tensor:
+    """(3, H, W) directions in the world of a camera's pixels, z = 1 in the camera: along them t IS the z-depth."""
+    pose, camera = (torch.as_tensor(np.asarray(m), dtype=torch.float32) for m in (T_world_camera, K))
+    return _world_rays(pose, camera, width, height)
+
+
+def depth_along(scene: Scene, T_world_camera: Any, direction: Tensor, tracer: Tracer) -> Tensor:
+    """z-depth (H, W) metres, inf for sky, along `rays`; no light, no colour."""
+    pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32)
+    return _traced(_Stage.of(scene, "cpu"), pose, direction, tracer).depth
+
+
+def _world_rays(pose: Tensor, K: Tensor, width: int, height: int) -> Tensor:
+    rays = _camera_rays(K, width, height)
+    return (pose[:3, :3] @ rays.flatten(1)).reshape(rays.shape)
 
 
 def _camera_rays(K: Tensor, width: int, height: int) -> Tensor:
-    """(3, H, W) directions in the camera with z = 1, so that the ray parameter IS the z-depth."""
+    """(3, H, W) directions in the camera with z = 1."""
     v, u = torch.meshgrid(
         torch.arange(height, device=K.device) + 0.5, torch.arange(width, device=K.device) + 0.5, indexing="ij"
     )
@@ -117,8 +160,8 @@ def _windows(stage: _Stage, pose: Tensor, K: Tensor, width: int, height: int) ->
     return [tuple(row) for row in torch.minimum(ends.clamp_min(0), size).long().tolist()]
 
 
-def _nearest(stage: _Stage, pose: Tensor, K: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """z-depth (H, W), inf for none, and the solid's index (H, W) of the first surface along the rays (3, H, W)."""
+def _nearest(stage: _Stage, pose: Tensor, K: Tensor, direction: Tensor) -> _Hits:
+    """The first solid along the rays (3, H, W)."""
     height, width = direction.shape[1:]
     depth = torch.full((height, width), torch.inf, device=direction.device)
     index = torch.zeros((height, width), dtype=torch.long, device=direction.device)
@@ -134,7 +177,22 @@ def _nearest(stage: _Stage, pose: Tensor, K: Tensor, direction: Tensor) -> tuple
         closer = t < depth[window]
         depth[window] = torch.where(closer, t, depth[window])
         index[window] = torch.where(closer, p, index[window])
-    return depth, index
+    return _Hits(depth, index, torch.zeros_like(index, dtype=torch.bool), None)
+
+
+def _traced(stage: _Stage, pose: Tensor, direction: Tensor, tracer: Tracer) -> _Hits:
+    """The first solid or mesh along the rays (3, H, W); rooms by their formula, the others by their triangles."""
+    shape, rays = direction.shape[1:], direction.flatten(1)
+    depth, solid, triangle, place = tracer.nearest(pose[:3, 3], rays)
+    for p in (stage.kinds == solids.ROOM).nonzero()[:, 0].tolist():
+        origin = stage.unit_from_world[p] @ (pose[:3, 3] - stage.centre[p])[:, None]
+        t = solids.surface(solids.ROOM, *solids.interval(solids.ROOM, origin, stage.unit_from_world[p] @ rays))
+        nearer = t < depth
+        depth, solid = torch.where(nearer, t, depth), torch.where(nearer, p, solid)
+        triangle = torch.where(nearer, -1, triangle)
+    on_mesh = triangle >= 0
+    mesh = tracer.mesh_hit(triangle[on_mesh], place[on_mesh], rays[:, on_mesh]) if bool(on_mesh.any()) else None
+    return _Hits(depth.reshape(shape), solid.clamp_min(0).reshape(shape), on_mesh.reshape(shape), mesh)
 
 
 def _shadow(stage: _Stage, point: Tensor, to_light: Tensor) -> Tensor:
@@ -164,14 +222,47 @@ def _soft_shadow(stage: _Stage, point: Tensor, to_light: Tensor, stride: int) ->
     return functional.interpolate(lit[None, None], size=point.shape[1:], mode="bilinear", align_corners=False)[0, 0]
 
 
+@dataclass(frozen=True, eq=False)
+class _Surface:
+    """What the rays met: point (3, H, W), unit normal (3, H, W), albedo (3, H, W), and gloss and glow (H, W)."""
+
+    point: Tensor
+    normal: Tensor
+    color: Tensor
+    gloss: Tensor
+    glow: Tensor
+
+
 def _shade(
-    stage: _Stage, origin: Tensor, direction: Tensor, depth: Tensor, index: Tensor, focal_px: Tensor, shadow_stride: int
+    stage: _Stage,
+    origin: Tensor,
+    direction: Tensor,
+    hits: _Hits,
+    focal_px: Tensor,
+    shadow_stride: int,
+    tracer: Tracer | None,
 ) -> Tensor:
     """(3, H, W) light leaving the hit points towards the camera; black for sky."""
-    shape = depth.shape
-    hit = depth.isfinite()
-    point = origin[:, None, None] + direction * torch.where(hit, depth, 1.0)
-    flat_index = index.flatten()
+    hit = hits.depth.isfinite()
+    surface = _surface(stage, origin, direction, hits, focal_px)
+    to_light = (
+        stage.light[:3, None, None] - surface.point
+        if stage.light[3] > 0
+        else stage.light[:3, None, None].expand_as(surface.point) * SUN_REACH_M
+    )
+    if tracer is None:
+        lit = _soft_shadow(stage, surface.point + surface.normal * 2e-3, to_light, shadow_stride)
+        open_ = torch.ones_like(lit)
+    else:
+        lit, open_ = _traced_light(stage, surface, to_light, tracer)
+    return torch.where(hit, surface.color * _light(stage, to_light, surface, direction, lit, open_), 0.0)
+
+
+def _surface(stage: _Stage, origin: Tensor, direction: Tensor, hits: _Hits, focal_px: Tensor) -> _Surface:
+    shape = hits.depth.shape
+    hit = hits.depth.isfinite()
+    point = origin[:, None, None] + direction * torch.where(hit, hits.depth, 1.0)
+    flat_index = hits.solid.flatten()
     kinds = stage.kinds[flat_index]
     unit_from_world = stage.unit_from_world[flat_index]  # (R, 3, 3)
     at = (unit_from_world @ (point.flatten(1).T - stage.centre[flat_index])[..., None])[
@@ -179,41 +270,69 @@ def _shade(
     ].T  # (3, R) in the unit frame
     local_normal = solids.unit_normal(kinds, at)
     normal = (unit_from_world.transpose(1, 2) @ local_normal.T[..., None])[..., 0].T
-    normal = (normal / _length(normal).clamp_min(1e-9)).reshape(3, *shape)
-
-    slant = (normal * direction).sum(0).abs() / _length(direction)
-    footprint_m = torch.where(hit, depth, 0.0) / focal_px / slant.clamp_min(0.05)
+    normal = normal / _length(normal).clamp_min(1e-9)
     rows = _material_rows(stage, flat_index, local_normal, kinds)
     u, v = _surface_coordinates(at * stage.half[flat_index].T, local_normal.abs(), kinds, stage.half[flat_index, 0])
-    color = textures.albedo(rows, u, v, footprint_m.flatten()).reshape(3, *shape)
+    on_mesh = hits.on_mesh.flatten()
+    if hits.mesh is not None:
+        normal[:, on_mesh] = hits.mesh.normal
+        rows[:, on_mesh] = stage.materials[hits.mesh.row].T  # the last one where there is none: its gloss will do
+        box = torch.zeros_like(hits.mesh.row)  # as if painted from the nearest of three sides
+        side = torch.zeros_like(hits.mesh.flat).scatter_(0, hits.mesh.flat.abs().argmax(0, keepdim=True), 1.0)
+        u[on_mesh], v[on_mesh] = _surface_coordinates(hits.mesh.at, side, box, box)
+    normal = normal.reshape(3, *shape)
+    slant = (normal * direction).sum(0).abs() / _length(direction)
+    footprint_m = torch.where(hit, hits.depth, 0.0) / focal_px / slant.clamp_min(0.05)
+    color = textures.albedo(rows, u, v, footprint_m.flatten())
+    glow = rows[textures.GLOW].clone()
+    if hits.mesh is not None:
+        color[:, on_mesh] = torch.where(hits.mesh.row >= 0, color[:, on_mesh], hits.mesh.color.clamp(0.0, 1.0))
+        glow[on_mesh] = torch.where(hits.mesh.row >= 0, glow[on_mesh], 0.0)
+    return _Surface(point, normal, color.reshape(3, *shape), rows[textures.GLOSS].reshape(shape), glow.reshape(shape))
 
-    to_light = (
-        stage.light[:3, None, None] - point
-        if stage.light[3] > 0
-        else stage.light[:3, None, None].expand_as(point) * SUN_REACH_M
-    )
-    lit = _soft_shadow(stage, point + normal * 2e-3, to_light, shadow_stride)
-    return torch.where(hit, color * _light(stage, to_light, normal, direction, lit, rows.reshape(-1, *shape)), 0.0)
+
+def _traced_light(stage: _Stage, surface: _Surface, to_light: Tensor, tracer: Tracer) -> tuple[Tensor, Tensor]:
+    """Shares (H, W) of the light, and of the surroundings, that reach the surface; found on every other pixel with
+    random rays, the same in every view, and blended.
+    """
+    rng = torch.Generator().manual_seed(0)
+    point = (surface.point + surface.normal * 3e-3)[:, ::2, ::2]
+    size, around = point.shape[1:], surface.normal[:, ::2, ::2].flatten(1)
+    start, way = point.flatten(1), to_light[:, ::2, ::2].flatten(1)
+    radius = LAMP_RADIUS_M if stage.light[3] > 0 else SUN_RADIUS * SUN_REACH_M
+    lit = torch.zeros(start.shape[1])
+    for _ in range(2):
+        lit += 0.5 * ~tracer.blocked(start, way + radius * torch.randn(way.shape, generator=rng))
+    open_ = torch.zeros_like(lit)
+    for _ in range(AROUND_RAYS):
+        ray = torch.randn(start.shape, generator=rng)
+        ray = around * 1.05 + ray / _length(ray)  # cosine-distributed about the normal
+        reach = AROUND_M * torch.rand(ray.shape[1], generator=rng).sqrt()
+        open_ += (~tracer.blocked(start, ray / _length(ray) * reach, rooms=True)).float() / AROUND_RAYS
+    both = torch.stack((lit, 1 - AROUND_DEPTH * (1 - open_))).reshape(1, 2, *size)
+    both = functional.avg_pool2d(functional.pad(both, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    both = functional.interpolate(both, size=surface.point.shape[1:], mode="bilinear", align_corners=False)[0]
+    return both[0], both[1]
 
 
 def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(0).sqrt()
 
 
-def _light(stage: _Stage, to_light: Tensor, normal: Tensor, direction: Tensor, lit: Tensor, rows: Tensor) -> Tensor:
+def _light(stage: _Stage, to_light: Tensor, surface: _Surface, direction: Tensor, lit: Tensor, open_: Tensor) -> Tensor:
     """(H, W) light on the surface: ambient (brighter from above) + Lambert with falloff + a soft highlight + its own
     glow.
     """
-    distance = _length(to_light)
+    normal, distance = surface.normal, _length(to_light)
     towards = to_light / distance.clamp_min(1e-6)
     lambert = (normal * towards).sum(0).clamp_min(0.0)
     falloff = 6.0 / (2.0 + distance.square()) if stage.light[3] > 0 else 1.0
     view = direction / _length(direction)
     mirrored = view - 2 * (view * normal).sum(0) * normal
-    highlight = rows[textures.GLOSS] * (mirrored * towards).sum(0).clamp_min(0.0).pow(20)
+    highlight = surface.gloss * (mirrored * towards).sum(0).clamp_min(0.0).pow(20)
     sky_share = 0.75 - 0.25 * normal[1] + 0.1 * normal[0]
-    light = stage.ambient * sky_share + (1 - stage.ambient) * 1.2 * (lambert + highlight) * falloff * lit
-    return light + (1.0 - light) * rows[textures.GLOW]
+    light = stage.ambient * sky_share * open_ + (1 - stage.ambient) * 1.2 * (lambert + highlight) * falloff * lit
+    return light + (1.0 - light) * surface.glow
 
 
 def _material_rows(stage: _Stage, index: Tensor, local_normal: Tensor, kinds: Tensor) -> Tensor:
