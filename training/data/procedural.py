@@ -53,7 +53,7 @@ class Procedural:
         if not 0 <= index < ENDLESS:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, index))
-        shot = self._shot(rng)
+        shot = self.shot(rng)
         linear, depth = scenes.cast(
             shot.scene,
             shot.T_world_camera,
@@ -67,7 +67,7 @@ class Procedural:
         depth_m = torch.where(valid, depth.clamp_min(pool.NEAR_M), 0.0)
         return Sample(_developed(linear, rng), depth_m, valid, f"{self.name}/{self.seed}/{index}")
 
-    def _shot(self, rng: np.random.Generator) -> layouts.Shot:
+    def shot(self, rng: np.random.Generator) -> layouts.Shot:
         """The first view of the first random scene of the domain that this sample is to have."""
         indoor = None if self.indoor_share is None else rng.random() < self.indoor_share
         for _ in range(MOST_TRIES):

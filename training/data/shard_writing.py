@@ -102,7 +102,7 @@ def sample_places(shard: Path) -> list[list[Any]]:
 def packed(sample: Sample) -> dict[str, bytes]:
     """The members of a sample; depth is rounded to the unit, and 0 where it does not count."""
     depth_m = torch.where(sample.valid, sample.depth_m, 0.0)[0].double().cpu().numpy()
-    unit_m = next((unit for unit in UNITS_M if depth_m.max() <= LARGEST * unit), None)
+    unit_m = next((unit for unit in UNITS_M if np.rint(depth_m.max() / unit) <= LARGEST), None)
     if unit_m is None:
         raise UsageError(f"{sample.name}: depth up to {depth_m.max():.0f} m is beyond 16 bits of {UNITS_M[-1]} m")
     depth = np.rint(depth_m / unit_m)
