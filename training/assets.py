@@ -204,12 +204,9 @@ def _part(mesh: Any) -> dict[str, Any]:
 def _opacity(material: Any) -> float:
     """`d`, or one less `Tr`, of an OBJ material."""
     said = getattr(material, "kwargs", None) or {}
-    for name, of in (("d", lambda x: x), ("tr", lambda x: 1 - x)):
-        try:
-            return float(of(float(np.ravel(said[name])[-1])))
-        except (KeyError, ValueError):
-            continue
-    return 1.0
+    if "d" in said:
+        return float(np.ravel(said["d"])[-1])
+    return 1.0 - float(np.ravel(said["tr"])[-1]) if "tr" in said else 1.0
 
 
 def _square(image: Image.Image) -> NDArray[np.uint8]:
