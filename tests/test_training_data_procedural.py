@@ -72,6 +72,7 @@ def test_depth_is_not_rounded() -> None:
     [
         ({"height": 0}, "0x8 is no size"),
         ({"seed": -1}, "seed=-1"),
+        ({"device": "tpu"}, "tpu"),
         ({"domains": {"indoors": 1}}, "no domain 'indoors': use indoor and outdoor"),
         ({"domains": {"indoor": 0}}, "are no shares"),
         ({"domains": {"indoor": -1, "outdoor": 2}}, "are no shares"),

@@ -53,7 +53,7 @@ class Hypersim:
 
 
 class HypersimRaw:
-    """The published HDF5 files, tone-mapped and made z-depth on reading, which takes about ten times as long.
+    """The published HDF5 files, tone-mapped and made z-depth on reading, which takes about three times as long.
 
     `split`: metadata_images_split_scene_v1.csv, of which the frames of `partition` are used; without it, every frame
     below `root`. Raises InputError where files are missing.

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marigold3d.depth.device import choose_device
 from marigold3d.errors import UsageError
 from training import layouts, pool, scenes, solids
 from training.assets import Library
@@ -25,7 +26,8 @@ class Procedural:
 
     `domains`: shares of "indoor" and "outdoor" scenes, such as {"indoor": 0.9, "outdoor": 0.1}; without it, as
     `layouts.random_shots` mixes them. `assets`: folder of models written by training.assets, to furnish scenes with;
-    they are traced on the CPU whatever the device. The sky's depth is unknown.
+    they are traced on the CPU whatever the device. `device`: cpu, cuda, cuda:1, … or auto; samples are made and stay
+    there. The sky's depth is unknown.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Procedural:
         self.name, self.height, self.width, self.seed = "procedural", height, width, seed
         self.indoor_share = None if domains is None else _indoor_share(domains)
         self.library = None if assets is None else Library(Path(assets))
-        self.device = torch.device(device)
+        self.device = choose_device(device)
 
     def __len__(self) -> int:
         return ENDLESS
