@@ -142,3 +142,23 @@ def test_light_does_not_depend_on_the_other_pixels_asked_for() -> None:
     tracer = scenes.tracer_of(shot.scene)
     first, second = (scenes.cast(shot.scene, shot.T_world_camera, K, WIDTH, HEIGHT, tracer=tracer)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_glossy_floor_mirrors_what_stands_on_it() -> None:
+    """Straight below a red wall's row, as far under the floor's edge as the wall is above it, the floor is redder."""
+    reds = []
+    for gloss in (0.0, 1.0):
+        b = builder()
+        grey = np.full(3, 0.3)
+        floor = b.keep(textures.material(textures.FLAT, grey, grey, grain=0.0, gloss=gloss))
+        red = b.keep(textures.material(textures.FLAT, np.array([1.0, 0, 0]), np.array([1.0, 0, 0]), grain=0.0))
+        b.add(solids.BOX, Place(0, 0.5, 5), (20.0, 0.5, 20.0), (floor,) * 3)
+        b.add(solids.BOX, Place(0, -1.5, 6.0), (5.0, 1.5, 0.5), (red,) * 3)
+        scene = b.build((0.0, -0.6, -0.8, 0.0), SKY, 0.0, 0.5)
+        camera = layouts.look(np.array([0.0, -1.0, 0.0]), 0.0, 0.0)
+        rgb, depth = scenes.cast(scene, camera, K, WIDTH, HEIGHT, tracer=scenes.tracer_of(scene))
+        v = 40  # floor at 60 / 16.5 = 3.6 m, before the wall at 5.5 m
+        assert 3.5 < float(depth[0, v, 32]) < 3.8
+        reds.append(float(rgb[0, v, 32] - rgb[1, v, 32]))
+    assert abs(reds[0]) < 1e-3
+    assert reds[1] > 0.1

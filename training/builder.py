@@ -126,7 +126,7 @@ class Builder:
                 offset=(float(rng.random()), float(rng.random())),
                 grain=float(rng.choice([0.05, 0.1, 0.3] if muted else [0.1, 0.3, 0.8]) * rng.random()),
                 grain_scale_m=float(np.exp(rng.uniform(-1.5, 1.5))),
-                gloss=float(rng.random() * 0.5 * (rng.random() < 0.4)),
+                gloss=float(rng.random() * rng.choice([0.0, 0.5, 0.5, 1.0], p=[0.6, 0.2, 0.12, 0.08])),
                 angle_rad=float(rng.choice([0.0, 0.0, np.pi / 2, rng.uniform(0, np.pi)])),
                 glow=glow,
             )

@@ -25,6 +25,8 @@ LAMP_RADIUS_M = 0.12  # shadows of traced scenes are as soft as lamps of this si
 SUN_RADIUS = 0.01
 AROUND_M, AROUND_RAYS = 1.2, 6  # what stands nearer than this takes light from the surroundings away
 AROUND_DEPTH = 0.8  # the most it takes
+MIRROR_GLOSS = 0.15  # traced scenes mirror in what is glossier
+BUMP = 0.9  # of the rough materials: how far noise turns their normals
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +117,9 @@ def cast(
     pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32, device=stage.centre.device)
     camera = torch.as_tensor(np.asarray(K), dtype=torch.float32, device=pose.device)
     direction = _world_rays(pose, camera, width, height)
-    hits = _nearest(stage, pose, camera, direction) if tracer is None else _traced(stage, pose, direction, tracer)
-    rgb = _shade(stage, pose[:3, 3], direction, hits, camera[0, 0], shadow_stride, tracer)
+    eye = pose[:3, 3, None, None]
+    hits = _nearest(stage, pose, camera, direction) if tracer is None else _traced(stage, eye, direction, tracer)
+    rgb = _shade(stage, eye, direction, hits, camera[0, 0], shadow_stride, tracer)
     return _through_air(stage, rgb, direction, hits.depth).to(device), hits.depth[None].to(device)
 
 
@@ -129,7 +132,7 @@ def rays(T_world_camera: Any, K: Any, width: int, height: int) -> Tensor:
 def depth_along(scene: Scene, T_world_camera: Any, direction: Tensor, tracer: Tracer) -> Tensor:
     """z-depth (H, W) metres, inf for sky, along `rays`; no light, no colour."""
     pose = torch.as_tensor(np.asarray(T_world_camera), dtype=torch.float32)
-    return _traced(_Stage.of(scene, "cpu"), pose, direction, tracer).depth
+    return _traced(_Stage.of(scene, "cpu"), pose[:3, 3, None, None], direction, tracer).depth
 
 
 def _world_rays(pose: Tensor, K: Tensor, width: int, height: int) -> Tensor:
@@ -180,13 +183,15 @@ def _nearest(stage: _Stage, pose: Tensor, K: Tensor, direction: Tensor) -> _Hits
     return _Hits(depth, index, torch.zeros_like(index, dtype=torch.bool), None)
 
 
-def _traced(stage: _Stage, pose: Tensor, direction: Tensor, tracer: Tracer) -> _Hits:
-    """The first solid or mesh along the rays (3, H, W); rooms by their formula, the others by their triangles."""
-    shape, rays = direction.shape[1:], direction.flatten(1)
-    depth, solid, triangle, place = tracer.nearest(pose[:3, 3], rays)
+def _traced(stage: _Stage, origin: Tensor, direction: Tensor, tracer: Tracer) -> _Hits:
+    """The first solid or mesh along rays (3, H, W) from origin (3, 1, 1) or (3, H, W); rooms by their formula, the
+    others by their triangles.
+    """
+    shape, rays, origin = direction.shape[1:], direction.flatten(1), origin.flatten(1)
+    depth, solid, triangle, place = tracer.nearest(origin, rays)
     for p in (stage.kinds == solids.ROOM).nonzero()[:, 0].tolist():
-        origin = stage.unit_from_world[p] @ (pose[:3, 3] - stage.centre[p])[:, None]
-        t = solids.surface(solids.ROOM, *solids.interval(solids.ROOM, origin, stage.unit_from_world[p] @ rays))
+        inside = stage.unit_from_world[p] @ (origin - stage.centre[p, :, None])
+        t = solids.surface(solids.ROOM, *solids.interval(solids.ROOM, inside, stage.unit_from_world[p] @ rays))
         nearer = t < depth
         depth, solid = torch.where(nearer, t, depth), torch.where(nearer, p, solid)
         triangle = torch.where(nearer, -1, triangle)
@@ -244,7 +249,7 @@ def _shade(
 ) -> Tensor:
     """(3, H, W) light leaving the hit points towards the camera; black for sky."""
     hit = hits.depth.isfinite()
-    surface = _surface(stage, origin, direction, hits, focal_px)
+    surface = _surface(stage, origin, direction, hits, focal_px, bumpy=tracer is not None)
     to_light = (
         stage.light[:3, None, None] - surface.point
         if stage.light[3] > 0
@@ -255,13 +260,45 @@ def _shade(
         open_ = torch.ones_like(lit)
     else:
         lit, open_ = _traced_light(stage, surface, to_light, tracer)
-    return torch.where(hit, surface.color * _light(stage, to_light, surface, direction, lit, open_), 0.0)
+    rgb = surface.color * _light(stage, to_light, surface, direction, lit, open_)
+    if tracer is not None:
+        rgb = _mirrored(stage, rgb, surface, direction, hit, focal_px, tracer)
+    return torch.where(hit, rgb, 0.0)
 
 
-def _surface(stage: _Stage, origin: Tensor, direction: Tensor, hits: _Hits, focal_px: Tensor) -> _Surface:
+def _mirrored(
+    stage: _Stage, rgb: Tensor, surface: _Surface, direction: Tensor, hit: Tensor, focal_px: Tensor, tracer: Tracer
+) -> Tensor:
+    """rgb (3, H, W) with what glossy surfaces mirror, the more the flatter they are looked at (Schlick 1994, eq. 15,
+    from `gloss` / 2 instead of a refractive index); what is seen in a mirror is lit without shadows.
+    """
+    flag = hit & (surface.gloss > MIRROR_GLOSS)
+    if not bool(flag.any()):
+        return rgb
+    normal, view = surface.normal[:, flag], direction[:, flag] / _length(direction[:, flag])
+    cosine = (normal * view).sum(0)
+    away = (view - 2 * cosine * normal)[:, None]  # (3, 1, R): an image of one row
+    start = (surface.point[:, flag] + normal * 3e-3)[:, None]
+    hits = _traced(stage, start, away, tracer)
+    seen = _surface(stage, start, away, hits, focal_px)
+    to_light = stage.light[:3, None, None] - seen.point * (stage.light[3] > 0)
+    everywhere = torch.ones_like(seen.gloss)
+    image = seen.color * _light(stage, to_light, seen, away, everywhere, everywhere)
+    image = _through_air(stage, torch.where(hits.depth.isfinite(), image, 0.0), away, hits.depth)[:, 0]
+    least = surface.gloss[flag] / 2
+    share = least + (1 - least) * (1 - cosine.abs()).pow(5) * surface.gloss[flag]
+    out = rgb.clone()
+    out[:, flag] = rgb[:, flag] * (1 - share) + image * share
+    return out
+
+
+def _surface(
+    stage: _Stage, origin: Tensor, direction: Tensor, hits: _Hits, focal_px: Tensor, bumpy: bool = False
+) -> _Surface:
+    """What rays (3, H, W) from origin (3, 1, 1) or (3, H, W) met; `bumpy`: rough materials have uneven normals."""
     shape = hits.depth.shape
     hit = hits.depth.isfinite()
-    point = origin[:, None, None] + direction * torch.where(hit, hits.depth, 1.0)
+    point = origin + direction * torch.where(hit, hits.depth, 1.0)
     flat_index = hits.solid.flatten()
     kinds = stage.kinds[flat_index]
     unit_from_world = stage.unit_from_world[flat_index]  # (R, 3, 3)
@@ -280,6 +317,10 @@ def _surface(stage: _Stage, origin: Tensor, direction: Tensor, hits: _Hits, foca
         box = torch.zeros_like(hits.mesh.row)  # as if painted from the nearest of three sides
         side = torch.zeros_like(hits.mesh.flat).scatter_(0, hits.mesh.flat.abs().argmax(0, keepdim=True), 1.0)
         u[on_mesh], v[on_mesh] = _surface_coordinates(hits.mesh.at, side, box, box)
+    if bumpy:
+        fine = 4.0 / rows[textures.GRAIN_SCALE_M]
+        normal = normal + BUMP * rows[textures.GRAIN] * (2 * textures.noise(u * fine, v * fine)[:3] - 1)
+        normal = normal / _length(normal).clamp_min(1e-9)
     normal = normal.reshape(3, *shape)
     slant = (normal * direction).sum(0).abs() / _length(direction)
     footprint_m = torch.where(hit, hits.depth, 0.0) / focal_px / slant.clamp_min(0.05)

@@ -77,10 +77,10 @@ class Tracer:
         self._around = _scene([parts[p] for p in np.flatnonzero(is_room)])
 
     def nearest(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Along rays (3, R) from one origin (3,): t (R,), inf for none; solid (R,) or -1; mesh triangle (R,) or -1; and
-        the place (R, 2) in it.
+        """Along rays (3, R) from origin (3, 1 or R): t (R,), inf for none; solid (R,) or -1; mesh triangle (R,) or -1;
+        and the place (R, 2) in it.
         """
-        rays = torch.cat((origin[:, None].expand_as(direction), direction)).T.contiguous().numpy()
+        rays = torch.cat((origin.expand_as(direction), direction)).T.contiguous().numpy()
         answer = self._rays.cast_rays(_tensor(rays))
         triangle = answer["primitive_ids"].numpy().astype(np.int64)
         triangle[answer["geometry_ids"].numpy() == NOTHING] = -1
