@@ -20,7 +20,7 @@ from marigold3d.progress import run
 from training.data import open_sources, shards
 from training.data.mixing import MixedBatches
 from training.data.samples import CorruptSample, Sample
-from training.data.shard_writing import packed, write_shards
+from training.data.shard_writing import packed, write_index, write_shards
 from training.data.shards import Shards, index_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -235,6 +235,8 @@ def test_a_shard_cut_short_is_named(mapping: dict[str, object], tmp_path: Path) 
     shard.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"1 of 5 shards are missing or cut short: shard-000002.tar; copy or write"):
         Shards(tmp_path)
+    with pytest.raises(InputError, match=r"shard-000002.tar is cut short: copy it again"):
+        write_index(tmp_path)
 
 
 def test_folders_and_files_of_other_kinds(tmp_path: Path) -> None:

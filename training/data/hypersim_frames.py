@@ -104,7 +104,7 @@ def tone_mapped(color: Any, seen: NDArray[np.bool_]) -> Float:
     """sRGB-like (H, W, 3) in 0..1 of linear color (H, W, 3): scaled so that the brightness of PERCENTILE of the `seen`
     pixels (H, W) becomes BRIGHTNESS after the gamma curve.
 
-    Roberts et al. 2021, sec. 3.3, as their scene_generate_images_tonemap.py does it.
+    The operator of Roberts et al. 2021, as their scene_generate_images_tonemap.py has it.
     """
     linear = np.nan_to_num(np.asarray(color, np.float32), nan=0.0)
     scale = 1.0

@@ -67,7 +67,7 @@ def write_shards(
 def write_index(folder: Path) -> int:
     """Write index.json of all shards in `folder`, and where samples are in those that lack it; the samples' number.
 
-    Raises InputError where there is no shard or one cannot be read.
+    Raises InputError where there is no shard, or one cannot be read or is cut short.
     """
     shards = sorted(folder.glob("*.tar"))
     if not shards:
@@ -76,8 +76,10 @@ def write_index(folder: Path) -> int:
     for shard in shards:
         if not index_path(shard).exists():
             _write_json(index_path(shard), {"samples": sample_places(shard)})
-        samples = len(read_notes(shard)["samples"])
-        entries.append({"file": shard.name, "bytes": shard.stat().st_size, "samples": samples})
+        samples, size = read_notes(shard)["samples"], shard.stat().st_size
+        if any(offset + length > size for _, *n in samples for offset, length in zip(n[::2], n[1::2], strict=True)):
+            raise InputError(f"{shard} is cut short: copy it again")
+        entries.append({"file": shard.name, "bytes": size, "samples": len(samples)})
     _write_json(folder / INDEX, {"shards": entries})
     return sum(entry["samples"] for entry in entries)
 
