@@ -17,6 +17,7 @@ from marigold3d.errors import InputError, UsageError
 from training.data import hypersim, open_sources
 from training.data.hypersim import Hypersim, HypersimRaw
 from training.data.hypersim_frames import FOCAL_PX, Frame, listed_frames, planar_depth, tone_mapped
+from training.data.mixing import MixedBatches, read_by_workers
 from training.data.samples import CorruptSample
 
 REPOSITORY = Path(__file__).parents[1]
@@ -319,3 +320,17 @@ def test_a_preprocessed_folder_says_what_it_lacks(tmp_path: Path) -> None:
         Hypersim(tmp_path)
     with pytest.raises(InputError, match="is no folder"):
         Hypersim(tmp_path / "nowhere", None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_skips_a_png_cut_short(raw: Path, tmp_path: Path, workers: int) -> None:
+    assert convert(raw, tmp_path / "out") == 0
+    train = tmp_path / "out/train"
+    whole = (train / "ai_001_001/depth_plane_cam_00_fr0001.png").read_bytes()
+    (train / "ai_001_001/depth_plane_cam_00_fr0001.png").write_bytes(whole[: len(whole) // 2])
+    batches = MixedBatches(open_sources([{"kind": "hypersim", "root": train}]), [1], 3, seed=0)
+    (batch,) = read_by_workers(batches, [0], workers)
+    assert not any("fr0001" in name for name in batch.names)
+    assert batches.skipped == 1
+    assert batch.problems[0].startswith("ai_001_001/depth_plane_cam_00_fr0001.png: ")
+    assert set(batch.depth_m[:, 0, 5, 5].round().tolist()) == {1.0, 3.0}
