@@ -331,6 +331,6 @@ def test_training_skips_a_png_cut_short(raw: Path, tmp_path: Path, workers: int)
     batches = MixedBatches(open_sources([{"kind": "hypersim", "root": train}]), [1], 3, seed=0)
     (batch,) = read_by_workers(batches, [0], workers)
     assert not any("fr0001" in name for name in batch.names)
-    assert batches.skipped == 1
+    assert batches.skipped == len(batch.problems) >= 1  # twice, if the next epoch begins with it
     assert batch.problems[0].startswith("ai_001_001/depth_plane_cam_00_fr0001.png: ")
     assert set(batch.depth_m[:, 0, 5, 5].round().tolist()) == {1.0, 3.0}

@@ -59,7 +59,7 @@ class MixedBatches:
     probability `flip`. Of the `batch_size` samples of a batch, process `rank` of `world_size` gets its even part: all
     parts, one after the other, are the same batch for any world size.
 
-    A damaged sample is replaced by the next one of its epoch. `skipped` counts those that this process met in
+    A damaged sample is replaced by the one that follows it. `skipped` counts those that this process met in
     `batch`; above MOST_CORRUPT of the samples it drew, by more than chance, InputError.
     """
 
