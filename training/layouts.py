@@ -25,6 +25,11 @@ class Shot:
     fov_x_deg: float
     may_be_plain: bool = True  # or else a view of one bare surface is not worth its place
 
+    def camera_matrix(self, width: int, height: int) -> Array:
+        """K (3, 3) of a picture of width x height pixels, its axis in the middle."""
+        f_px = width / 2 / np.tan(np.radians(self.fov_x_deg) / 2)
+        return np.array([[f_px, 0, width / 2], [0, f_px, height / 2], [0, 0, 1]])
+
 
 def random_shots(seed: int, views: int = 2, library: Library | None = None) -> list[Shot]:
     """`views` shots of one random scene; with a library, most scenes are furnished with its models."""

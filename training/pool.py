@@ -31,11 +31,9 @@ def render_shot(
     tracer: Tracer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sRGB (3, H, W) uint8 and log z-depth (1, H, W) float16 of a shot, exposed as a camera would."""
-    K = _camera(shot.fov_x_deg, width, height)
+    K = shot.camera_matrix(width, height)
     linear, depth = scenes.cast(shot.scene, shot.T_world_camera, K, width, height, shadow_stride=2, tracer=tracer)
-    exposure = 0.22 / float(linear.mean().clamp_min(0.02)) * np.exp(rng.normal(0, 0.45))
-    rgb = scenes.develop(linear, exposure, np.exp(rng.normal(0, 0.08, 3)))
-    return (rgb * 255).round().to(torch.uint8), depth.clamp(NEAR_M, FAR_M).log().half()
+    return scenes.photographed(linear, rng), depth.clamp(NEAR_M, FAR_M).log().half()
 
 
 def render_shard(
@@ -64,18 +62,13 @@ def relief(shot: layouts.Shot, tracer: Tracer) -> float:
     """How little of a coarse view one plane explains: standard deviation of what is left of 1/z after its best fit,
     against the mean of 1/z. A view of a bare wall has none.
     """
-    K = _camera(shot.fov_x_deg, 32, 24)
+    K = shot.camera_matrix(32, 24)
     direction = scenes.rays(shot.T_world_camera, K, 32, 24)
     inverse = 1 / scenes.depth_along(shot.scene, shot.T_world_camera, direction, tracer).clamp(NEAR_M, FAR_M).double()
     v, u = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32), indexing="ij")
     plane = torch.stack((u.flatten(), v.flatten(), torch.ones(u.numel())), 1).double()
     left = inverse.flatten() - plane @ torch.linalg.lstsq(plane, inverse.flatten()[:, None]).solution[:, 0]
     return float(left.std() / inverse.mean())
-
-
-def _camera(fov_x_deg: float, width: int, height: int) -> NDArray[np.float64]:
-    f_px = width / 2 / np.tan(np.radians(fov_x_deg) / 2)
-    return np.array([[f_px, 0, width / 2], [0, f_px, height / 2], [0, 0, 1]])
 
 
 def shard_path(folder: Path, number: int) -> Path:

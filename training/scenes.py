@@ -21,6 +21,7 @@ from training.tracer import MeshHit, Placed, Tracer
 
 Array = NDArray[np.float32]
 SUN_REACH_M = 200.0
+GREY = 0.22  # linear mean that exposure aims at
 LAMP_RADIUS_M = 0.12  # shadows of traced scenes are as soft as lamps of this size make them
 SUN_RADIUS = 0.01
 AROUND_M, AROUND_RAYS = 1.2, 6  # what stands nearer than this takes light from the surroundings away
@@ -411,6 +412,12 @@ def develop(rgb: Tensor, exposure: float, white_balance: Iterable[float] = (1.0,
     balance = torch.tensor(list(white_balance), dtype=torch.float32, device=rgb.device)[:, None, None]
     linear = (rgb * balance * exposure).clamp(0.0, 1.0)
     return torch.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-6).pow(1 / 2.4) - 0.055)
+
+
+def photographed(rgb: Tensor, rng: np.random.Generator) -> Tensor:
+    """Linear (3, H, W) to sRGB uint8, exposed and white-balanced as by chance: a camera's automatic errs."""
+    exposure = GREY / float(rgb.mean().clamp_min(0.02)) * np.exp(rng.normal(0, 0.45))
+    return (develop(rgb, exposure, np.exp(rng.normal(0, 0.08, 3))) * 255).round().to(torch.uint8)
 
 
 def render(

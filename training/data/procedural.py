@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from marigold3d.depth.device import choose_device
 from marigold3d.errors import UsageError
@@ -18,7 +16,6 @@ from training.data.samples import ENDLESS, Sample
 
 DOMAINS = ("indoor", "outdoor")
 MOST_TRIES = 1000
-GREY = 0.22  # linear mean that exposure aims at
 
 
 class Procedural:
@@ -59,7 +56,7 @@ class Procedural:
         linear, depth = scenes.cast(
             shot.scene,
             shot.T_world_camera,
-            _camera_matrix(shot.fov_x_deg, self.width, self.height),
+            shot.camera_matrix(self.width, self.height),
             self.width,
             self.height,
             device=self.device,
@@ -67,7 +64,7 @@ class Procedural:
         )
         valid = depth < pool.FAR_M
         depth_m = torch.where(valid, depth.clamp_min(pool.NEAR_M), 0.0)
-        return Sample(_developed(linear, rng), depth_m, valid, f"{self.name}/{self.seed}/{index}")
+        return Sample(scenes.photographed(linear, rng), depth_m, valid, f"{self.name}/{self.seed}/{index}")
 
     def shot(self, rng: np.random.Generator) -> layouts.Shot:
         """The first view of the first random scene of the domain that this sample is to have."""
@@ -82,18 +79,6 @@ class Procedural:
 def is_indoor(shot: layouts.Shot) -> bool:
     """Whether a shot's scene is inside a room."""
     return bool((shot.scene.kinds == solids.ROOM).any())
-
-
-def _camera_matrix(fov_x_deg: float, width: int, height: int) -> NDArray[np.float64]:
-    f_px = width / 2 / np.tan(np.radians(fov_x_deg) / 2)
-    return np.array([[f_px, 0, width / 2], [0, f_px, height / 2], [0, 0, 1]])
-
-
-def _developed(linear: Tensor, rng: np.random.Generator) -> Tensor:
-    """(3, H, W) uint8 sRGB of linear light, exposed and white-balanced as by chance: a camera's automatic errs."""
-    exposure = GREY / float(linear.mean().clamp_min(0.02)) * np.exp(rng.normal(0, 0.45))
-    rgb = scenes.develop(linear, exposure, np.exp(rng.normal(0, 0.08, 3)))
-    return (rgb * 255).round().to(torch.uint8)
 
 
 def _indoor_share(domains: Mapping[str, float]) -> float:
