@@ -153,7 +153,7 @@ def write_pipeline(
 
 
 def sampler_of(recipe: Recipe, networks: Networks) -> Any:
-    """The scheduler that samples what a recipe trains: DDIM, or LCM with the boundary condition it was distilled for."""
+    """The scheduler that samples what a recipe trains: DDIM, or LCM with the boundary condition of the distillation."""
     if recipe.objective != "lcm":
         return networks.scheduler
     import diffusers

@@ -24,52 +24,53 @@ class NoiseConfig(_Section):
     """What is added to the depth latent."""
 
     kind: Literal["annealed", "multires", "gaussian"] = "annealed"
-    strength: float = Field(0.9, ge=0.0, le=1.0)  # of each coarser octave against the one before
+    strength: float = Field(default=0.9, ge=0.0, le=1.0)  # of each coarser octave against the one before
 
 
 class RateConfig(_Section):
     """The learning rate: linear warm-up, then an exponential fall to `final_ratio` at `decay_steps`, kept after."""
 
-    peak: float = Field(3e-5, gt=0.0)
-    final_ratio: float = Field(0.01, gt=0.0, le=1.0)
-    decay_steps: int = Field(25_000, ge=1)
-    warmup_steps: int = Field(100, ge=0)
+    peak: float = Field(default=3e-5, gt=0.0)
+    final_ratio: float = Field(default=0.01, gt=0.0, le=1.0)
+    decay_steps: int = Field(default=25_000, ge=1)
+    warmup_steps: int = Field(default=100, ge=0)
 
 
 class LcmConfig(_Section):
     """Latent consistency distillation (Luo et al., arXiv 2310.04378), of a teacher that is the base checkpoint."""
 
-    ddim_steps: int = Field(50, ge=2)  # the solver's grid: 1000 / 50 = 20 timesteps a jump, the paper's k
+    ddim_steps: int = Field(default=50, ge=2)  # the solver's grid: 1000 / 50 = 20 timesteps a jump, the paper's k
     loss: Literal["huber", "l2"] = "huber"
-    huber_c: float = Field(1e-3, gt=0.0)
-    timestep_scaling: float = Field(10.0, gt=0.0)  # of the boundary condition, and of LCMScheduler at inference
+    huber_c: float = Field(default=1e-3, gt=0.0)
+    timestep_scaling: float = Field(default=10.0, gt=0.0)  # of the boundary condition, and of LCMScheduler at inference
 
 
 class DataConfig(_Section):
     """Sources as `training.data.open_sources` takes them, or {kind: pool, …}; or one {kind: latents, root: …} alone."""
 
     sources: tuple[dict[str, Any], ...] = Field(min_length=1)
-    flip: float = Field(0.5, ge=0.0, le=1.0)  # share of samples mirrored
+    flip: float = Field(default=0.5, ge=0.0, le=1.0)  # share of samples mirrored
+    workers: int = Field(default=0, ge=0)  # processes that read ahead; 0: a thread, which sources on a GPU need
 
 
 class ValidationConfig(_Section):
     """Pictures that are never trained on, judged by affine least squares in depth; no sources: no validation."""
 
     sources: tuple[dict[str, Any], ...] = ()
-    samples: int = Field(32, ge=1)
-    every: int = Field(500, ge=1)  # steps
-    denoising_steps: int = Field(1, ge=1)
-    pictures: int = Field(4, ge=0)  # of the samples, shown in TensorBoard
+    samples: int = Field(default=32, ge=1)
+    every: int = Field(default=500, ge=1)  # steps
+    denoising_steps: int = Field(default=1, ge=1)
+    pictures: int = Field(default=4, ge=0)  # of the samples, shown in TensorBoard
 
 
 class CheckpointConfig(_Section):
     """When the run is written, and what stays."""
 
-    every: int = Field(500, ge=1)  # steps
-    keep: int = Field(2, ge=1)  # newest ones, with the state to resume from
-    keep_every: int | None = Field(2000, ge=1)  # pipelines kept for good, without that state
-    denoising_steps: int = Field(4, ge=1)  # what the pipeline does unless told otherwise
-    processing_resolution: int = Field(768, ge=0)  # longest side, px
+    every: int = Field(default=500, ge=1)  # steps
+    keep: int = Field(default=2, ge=1)  # newest ones, with the state to resume from
+    keep_every: int | None = Field(default=2000, ge=1)  # pipelines kept for good, without that state
+    denoising_steps: int = Field(default=4, ge=1)  # what the pipeline does unless told otherwise
+    processing_resolution: int = Field(default=768, ge=0)  # longest side, px
 
 
 class Recipe(_Section):
@@ -79,25 +80,24 @@ class Recipe(_Section):
     out: str
     data: DataConfig
     objective: Literal["diffusion", "end_to_end", "lcm"] = "diffusion"
-    steps: int = Field(30_000, ge=1)  # converges at about 20 000; the paper's run has 18 000
-    minutes: float | None = Field(None, gt=0.0)  # stop and save after so long, for queues; --resume goes on
-    batch: int = Field(32, ge=1)
-    micro_batch: int = Field(2, ge=1)  # samples a process holds at once, all from one source
-    seed: int = Field(2024, ge=0)
+    steps: int = Field(default=30_000, ge=1)  # converges at about 20 000; the paper's run has 18 000
+    minutes: float | None = Field(default=None, gt=0.0)  # stop and save after so long, for queues; --resume goes on
+    batch: int = Field(default=32, ge=1)
+    micro_batch: int = Field(default=2, ge=1)  # samples a process holds at once, all from one source
+    seed: int = Field(default=2024, ge=0)
     noise: NoiseConfig = NoiseConfig()
     rate: RateConfig = RateConfig()
     lcm: LcmConfig = LcmConfig()
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None  # None: the checkpoint's own
     zero_snr: bool = True  # no signal is left at the last timestep, where sampling starts
-    gradient_clip: float | None = Field(None, gt=0.0)  # largest norm
-    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)  # 0: none; else checkpoints hold the running average
+    gradient_clip: float | None = Field(default=None, gt=0.0)  # largest norm
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)  # 0: none; else checkpoints hold the running average
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = False
     sharded: bool = False  # parameters, gradients and Adam's moments split among the processes (FSDP)
-    prefetch: bool = True  # the next micro-batch is read while the network works
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    log_every: int = Field(10, ge=1)  # steps between two points of the curves
+    log_every: int = Field(default=10, ge=1)  # steps between two points of the curves
     device: str = "auto"  # auto, cuda or cpu
 
     @model_validator(mode="after")

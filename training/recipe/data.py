@@ -5,8 +5,10 @@ Micro-batch k of a run is the same whatever the number of processes: process r o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from marigold3d.errors import InputError, UsageError
+from training.data import open_sources
+from training.data.mixing import Batch, MixedBatches, read_by_workers
 from training.data.samples import Sample, Source
 from training.recipe.config import DataConfig, Recipe
 from training.recipe.latents import LatentBatch, encode_pair
@@ -24,21 +28,11 @@ from training.recipe.networks import Networks
 T = TypeVar("T")
 
 
-class Batches(Protocol):
-    """`batch(k)`: micro-batch k, a function of the run's settings and of k alone."""
-
-    def batch(self, k: int) -> Any: ...
-
-
 class LatentBatches(Protocol):
     """Micro-batches ready for the U-Net."""
 
-    def read(self, k: int) -> Any:
-        """The part that needs no network, so that it can be read ahead."""
-        ...
-
-    def latents(self, k: int, read: Any) -> LatentBatch:
-        """Micro-batch k on the device, from what `read(k)` gave."""
+    def stream(self, numbers: Iterable[int]) -> Generator[LatentBatch, None, None]:
+        """Micro-batch k on the device for every k of `numbers`, read ahead; closing it ends the readers."""
         ...
 
 
@@ -46,7 +40,7 @@ def latent_batches(recipe: Recipe, networks: Networks, device: torch.device, wit
     """The batches that a recipe's `data` names. Raises UsageError or InputError where they cannot be had."""
     kinds = [source.get("kind") for source in recipe.data.sources]
     if "latents" not in kinds:
-        return EncodedBatches(mixed_batches(recipe.data, recipe), networks.vae, device, recipe.micro_batch)
+        return EncodedBatches(mixed_batches(recipe.data, recipe), networks.vae, device, recipe.data.workers)
     if len(kinds) > 1:
         raise UsageError("data: a source of kind latents must be the only one: encode the others into it")
     settings = {key: value for key, value in recipe.data.sources[0].items() if key not in ("kind", "weight")}
@@ -60,10 +54,8 @@ def latent_batches(recipe: Recipe, networks: Networks, device: torch.device, wit
     return CachedBatches(pool, recipe.micro_batch, recipe.seed, recipe.data.flip, device)
 
 
-def mixed_batches(data: DataConfig, recipe: Recipe) -> Batches:
+def mixed_batches(data: DataConfig, recipe: Recipe) -> MixedBatches:
     """Sources mixed by their weights, each micro-batch from one of them."""
-    from training.data.mixing import MixedBatches
-
     weights = [float(source.get("weight", 1.0)) for source in data.sources]
     sources = open_all(data.sources)
     return MixedBatches(sources, weights, recipe.micro_batch, recipe.seed, flip=data.flip)
@@ -71,8 +63,6 @@ def mixed_batches(data: DataConfig, recipe: Recipe) -> Batches:
 
 def open_all(mappings: Sequence[Mapping[str, Any]]) -> list[Source]:
     """Sources by their mappings: {kind: pool, …} here, all other kinds by `training.data.open_sources`."""
-    from training.data import open_sources
-
     opened: list[Source] = []
     for mapping in mappings:
         if mapping.get("kind") == "pool":
@@ -92,21 +82,28 @@ def _pool_source(mapping: Mapping[str, Any]) -> Source:
 
 
 class EncodedBatches:
-    """Pictures and depth from `source`, encoded by the frozen VAE as they come."""
+    """Pictures and depth from `source`, read by processes (`workers`) or a thread (0), encoded by the frozen VAE."""
 
-    def __init__(self, source: Batches, vae: Any, device: torch.device, size: int) -> None:
-        self.source, self.vae, self.device, self.size = source, vae, device, size
+    def __init__(self, source: MixedBatches, vae: Any, device: torch.device, workers: int) -> None:
+        self.source, self.vae, self.device, self.workers = source, vae, device, workers
 
-    def read(self, k: int) -> Any:
-        return self.source.batch(k)
+    def stream(self, numbers: Iterable[int]) -> Generator[LatentBatch, None, None]:
+        own, again = tee(numbers)
+        read: Any = (
+            read_by_workers(self.source, own, self.workers) if self.workers else read_ahead(self.source.batch, own)
+        )
+        with closing(read):
+            for k, batch in zip(again, read, strict=True):
+                yield self.encoded(k, batch)
 
-    def latents(self, k: int, read: Any) -> LatentBatch:
+    def encoded(self, k: int, read: Batch) -> LatentBatch:
+        """Micro-batch k as latents."""
         rgb, depth_m, valid = (part.to(self.device) for part in (read.rgb, read.depth_m, read.valid))
         with torch.no_grad():
             image, depth, mask = encode_pair(self.vae, rgb, depth_m, valid)
         height, width = (side * (rgb.shape[-1] // mask.shape[-1]) for side in mask.shape[-2:])
         window = (..., slice(height), slice(width))
-        return LatentBatch(image, depth, mask, _numbers(k, self.size), depth_m[window], valid[window])
+        return LatentBatch(image, depth, mask, _numbers(k, len(rgb)), depth_m[window], valid[window])
 
 
 class LatentPool:
@@ -149,14 +146,16 @@ class CachedBatches:
         self.pool, self.size, self.seed, self.flip, self.device = pool, size, seed, flip, device
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def read(self, k: int) -> Tensor:
-        """The rows (n,) of micro-batch k."""
-        return torch.tensor([self._row(sample) for sample in _numbers(k, self.size)])
+    def stream(self, numbers: Iterable[int]) -> Generator[LatentBatch, None, None]:
+        for k in numbers:
+            yield self.batch(k)
 
-    def latents(self, k: int, read: Tensor) -> LatentBatch:
+    def batch(self, k: int) -> LatentBatch:
+        """Micro-batch k."""
+        rows = torch.tensor([self._row(sample) for sample in _numbers(k, self.size)])
         t = self.pool.tensors
-        image, depth, mask = (t[name][read].to(self.device) for name in ("image", "depth", "mask"))
-        pixels = {name: self._pixels(name, read) for name in ("depth_m", "valid") if name in t}
+        image, depth, mask = (t[name][rows].to(self.device) for name in ("image", "depth", "mask"))
+        pixels = {name: self._pixels(name, rows) for name in ("depth_m", "valid") if name in t}
         return LatentBatch(image.float(), depth.float(), mask, _numbers(k, self.size), **pixels)
 
     def _row(self, sample: int) -> int:
@@ -177,21 +176,17 @@ def _numbers(k: int, size: int) -> range:
     return range(k * size, (k + 1) * size)
 
 
-def read_ahead(read: Callable[[int], T], numbers: Iterator[int], enabled: bool) -> Iterator[tuple[int, T]]:
-    """(k, read(k)) for every number in turn; while the caller works with one, a thread reads the next."""
-    if not enabled:
-        for k in numbers:
-            yield k, read(k)
-        return
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
+    """read(k) for every number in turn; while the caller works with one, a thread reads the next."""
     with ThreadPoolExecutor(1) as pool:
-        pending: tuple[int, Future[T]] | None = None
+        pending: Future[T] | None = None
         for k in numbers:
-            following = (k, pool.submit(read, k))
+            following = pool.submit(read, k)
             if pending is not None:
-                yield pending[0], pending[1].result()
+                yield pending.result()
             pending = following
         if pending is not None:
-            yield pending[0], pending[1].result()
+            yield pending.result()
 
 
 def validation_samples(mappings: Sequence[Mapping[str, Any]], count: int) -> list[Sample]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
@@ -20,8 +20,9 @@ from marigold3d.progress import Progress, Steps
 from training.recipe import noise, parallel
 from training.recipe.checkpoint import Checkpoints, RunState, all_checkpoints, read_state, sampler_of
 from training.recipe.config import Recipe
-from training.recipe.data import latent_batches, read_ahead, validation_samples
+from training.recipe.data import latent_batches, validation_samples
 from training.recipe.errors import DivergedError
+from training.recipe.latents import LatentBatch
 from training.recipe.monitor import EventFiles, Monitor, Silent
 from training.recipe.networks import load_networks, prepare_for_training
 from training.recipe.objectives import objective_of
@@ -57,13 +58,12 @@ class Training:
         self.validation = self._validation_set()
         self.step = 0
 
-    def micro_batches(self) -> Iterator[tuple[int, Any]]:
-        """(number, what was read) of this process's micro-batches, from the present step to the last."""
+    def micro_batches(self) -> Generator[LatentBatch, None, None]:
+        """This process's micro-batches, from the present step to the last."""
         rank, world, count = self.accelerator.process_index, self.accelerator.num_processes, self.recipe.micro_batches
-        numbers = iter(range(self.step * count + rank, self.recipe.steps * count, world))
-        return read_ahead(self.batches.read, numbers, self.recipe.prefetch)
+        return self.batches.stream(range(self.step * count + rank, self.recipe.steps * count, world))
 
-    def advance(self, ahead: Iterator[tuple[int, Any]]) -> dict[str, float]:
+    def advance(self, batches: Iterator[LatentBatch]) -> dict[str, float]:
         """One step: accumulate the gradients of its micro-batches, then move. Returns loss, rate and gradient norm.
 
         Raises DivergedError before the weights are touched if loss or gradient is not finite.
@@ -76,12 +76,11 @@ class Training:
         own = recipe.micro_batches // accelerator.num_processes
         total = torch.zeros((), device=accelerator.device)
         for turn in range(own):
-            k, read = next(ahead)
             with (
                 parallel.without_sync(accelerator, self.unet, last=turn == own - 1),
                 accelerator.autocast(),
             ):
-                loss = self.objective.loss(self.unet, self.batches.latents(k, read)) / own
+                loss = self.objective.loss(self.unet, next(batches)) / own
                 accelerator.backward(loss)
             total += loss.detach()
         loss_now = parallel.mean_over_processes(accelerator, total)
@@ -157,8 +156,7 @@ class Training:
 
     def _clipped_norm(self) -> float:
         norm = self.accelerator.clip_grad_norm_(self.bare_unet.parameters(), self.recipe.gradient_clip or math.inf)
-        whole: Tensor = norm.full_tensor() if isinstance(norm, parallel.DTensor) else norm
-        return float(whole)
+        return parallel.whole(norm)
 
     def _check_finite(self, loss: float, norm: float) -> None:
         scaled = self.recipe.precision == "fp16"  # then gradients may overflow: the scaler skips the step and backs off
@@ -205,13 +203,12 @@ def train(recipe: Recipe, resume: bool = False) -> Steps[Path]:
 
 def _run(training: Training, monitor: Monitor) -> Steps[None]:
     recipe, began, first = training.recipe, time.monotonic(), training.step
-    ahead = training.micro_batches()
     losses: list[float] = []
     if first == 0:
         _judge(training, monitor, math.nan, 0.0)
-    with _stop_requests() as requests:
+    with _stop_requests() as requests, closing(training.micro_batches()) as batches:
         while training.step < recipe.steps:
-            values = training.advance(ahead)
+            values = training.advance(batches)
             losses.append(values["loss"])
             step, seconds = training.step, time.monotonic() - began
             if step % recipe.log_every == 0:

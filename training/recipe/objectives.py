@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -109,7 +110,7 @@ class Consistency:
         """f(x_t, t) = c_skip x_t + c_out x_0, which is x_t itself at the end, t < 0 (Luo et al., eq. 9)."""
         at = t.clamp_min(0)
         x0 = self.process.x0(predict(unet, self.prompt, image, x_t, at), x_t, at)
-        c_skip, c_out = boundary(torch.where(t < 0, 0, t), self.config.timestep_scaling)
+        c_skip, c_out = boundary(at, self.config.timestep_scaling)
         return c_skip * x_t + c_out * x0
 
     def solver_step(self, image: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +131,6 @@ def boundary(t: Tensor, timestep_scaling: float) -> tuple[Tensor, Tensor]:
 
 def teacher_of(networks: Networks) -> Any:
     """A frozen copy of the U-Net as it is now."""
-    from copy import deepcopy
-
     return deepcopy(networks.unet).eval().requires_grad_(False)
 
 

@@ -5,7 +5,7 @@ parameters sharded over them (FSDP), gathered for checkpoints and scattered agai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,8 +56,6 @@ def without_sync(accelerator: Accelerator, unet: Any, last: bool) -> AbstractCon
     if isinstance(unet, FSDPModule):
         unet.set_requires_gradient_sync(last)
         last = True
-    from contextlib import nullcontext
-
     return nullcontext() if last else accelerator.no_sync(unet)
 
 
@@ -71,6 +69,11 @@ def blend(average: nn.Module, network: nn.Module, decay: float) -> None:
 def mean_over_processes(accelerator: Accelerator, value: Tensor) -> float:
     """The mean of a scalar over all processes."""
     return float(accelerator.reduce(value.detach().float().reshape(1), "mean"))
+
+
+def whole(value: Tensor) -> float:
+    """A scalar that may be shared among processes."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

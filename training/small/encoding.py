@@ -14,6 +14,8 @@ from marigold3d.progress import Progress, Steps
 from training.recipe.latents import encode_pair
 from training.small.scenes import PoolSource
 
+GROUP = 16  # views encoded at once
+
 
 def encode_pool(vae: Any, source: PoolSource, out: Path, with_pixels: bool = False) -> Steps[int]:
     """Write `out/latents*.safetensors`, a file a shard, as `training.recipe.data.LatentPool` reads them.
@@ -33,8 +35,12 @@ def encode_pool(vae: Any, source: PoolSource, out: Path, with_pixels: bool = Fal
 
 def encoded(vae: Any, rgb: Tensor, depth_m: Tensor, valid: Tensor, with_pixels: bool) -> dict[str, Tensor]:
     """The tensors of one file: every sample and, after it, its mirror image, encoded as such."""
-    rows = [_rows(vae, *(part[i : i + 1] for part in (rgb, depth_m, valid))) for i in range(len(rgb))]
-    image, depth, mask = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    picture = rgb.float() / 255.0
+    parts = [
+        _rows(vae, picture[i : i + GROUP], depth_m[i : i + GROUP], valid[i : i + GROUP])
+        for i in range(0, len(rgb), GROUP)
+    ]
+    image, depth, mask = (torch.cat(part) for part in zip(*parts, strict=True))
     tensors = {"image": image.half(), "depth": depth.half(), "mask": mask}
     if with_pixels:
         height, width = (side * 2 ** (len(vae.config.block_out_channels) - 1) for side in mask.shape[-2:])
@@ -44,6 +50,6 @@ def encoded(vae: Any, rgb: Tensor, depth_m: Tensor, valid: Tensor, with_pixels: 
 
 
 def _rows(vae: Any, rgb: Tensor, depth_m: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    both = [torch.cat([part, part.flip(-1)]) for part in (rgb.float() / 255.0, depth_m, valid)]  # (2, …)
-    with torch.no_grad():
+    both = [torch.stack([part, part.flip(-1)], dim=1).flatten(0, 1) for part in (rgb, depth_m, valid)]  # (2 n, …)
+    with torch.no_grad(), torch.autocast(rgb.device.type, torch.bfloat16):
         return encode_pair(vae, *both)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from marigold3d.depth.checkpoint import quiet_transformers
+
 LATENT_CHANNELS = 4
 PROMPT_CHANNELS = 32
 SIZE = (96, 128)  # (height, width) of the pictures; a latent is 8 pixels
@@ -61,8 +63,9 @@ def write_start(folder: Path, vae: Any, seed: int) -> None:
         "scheduler": _scheduler(),
         "text_encoder": _text_encoder(seed),
     }
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
+    with quiet_transformers():
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
     _write_tokenizer(folder / "tokenizer")
     index = {
         "_class_name": "StableDiffusionPipeline",
