@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -95,10 +96,15 @@ def judge_image(
 ) -> tuple[Row, Array]:
     """Figures of the model and the baselines, seconds and peak memory; and the model's depth (H, W) in metres."""
     depth_m, seconds = metres(estimator, sample, protocol)
-    row: dict[str, Any] = {"model": figures_of(depth_m, sample)}
-    for name, baseline in baselines.items():
-        row[name] = figures_of(metres(baseline, sample, protocol)[0], sample)
-    return {**row, "seconds": seconds, "peak_memory_mb": peak_mb(estimator)}, depth_m
+    memory_mb = peak_mb(estimator)
+
+    def figures(name: str) -> dict[str, float]:
+        depth = depth_m if name == "model" else metres(baselines[name], sample, protocol)[0]
+        return figures_of(depth, sample)
+
+    with ThreadPoolExecutor() as pool:  # seconds each on 24 Mpx, of numpy that leaves the other cores free
+        found = dict(zip(METHODS, pool.map(figures, METHODS), strict=True))
+    return {**found, "seconds": seconds, "peak_memory_mb": memory_mb}, depth_m
 
 
 def metres(estimator: DepthEstimator, sample: Sample, protocol: EvaluationProtocol) -> tuple[Array, float]:
