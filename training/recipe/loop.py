@@ -40,7 +40,7 @@ class Training:
         self.accelerator = parallel.accelerator_of(recipe)
         device = self.accelerator.device
         self.networks = load_networks(Path(recipe.base), recipe.prediction_type, recipe.zero_snr)
-        prepare_for_training(self.networks, device, recipe.gradient_checkpointing)
+        prepare_for_training(self.networks, device, recipe.gradient_checkpointing, recipe.sharded)
         unet = self.networks.unet
         self.average = deepcopy(unet).requires_grad_(False).eval() if recipe.ema_decay else None
         self.objective = objective_of(recipe, self.networks, device, self.average)

@@ -141,11 +141,13 @@ def double_input(unet: Any) -> None:
     unet.register_to_config(in_channels=doubled.in_channels)
 
 
-def prepare_for_training(networks: Networks, device: torch.device, checkpointing: bool) -> None:
+def prepare_for_training(networks: Networks, device: torch.device, checkpointing: bool, sharded: bool) -> None:
     """Move everything to `device` and choose what is fastest there."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    networks.unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    networks.unet.to(device).train().requires_grad_(True)
+    if not sharded:  # FSDP takes contiguous parameters only
+        networks.unet.to(memory_format=torch.channels_last)
     networks.vae.to(device)
     if (
         device.type == "cpu"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as gathered
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -33,6 +34,7 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
         raise UsageError("precision fp16 needs a GPU: use precision=bf16 or precision=no")
     # Only the U-Net's parameters get gradients, all of them in every step; buffers never change.
     settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    AcceleratorState._reset_state()  # a process may train one recipe after another, in another precision
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=recipe.precision, kwargs_handlers=[settings])
     if recipe.micro_batches % accelerator.num_processes:
         raise UsageError(
