@@ -17,7 +17,7 @@ SMALL = {
     "steps": 4,
     "batch": 4,
     "micro_batch": 2,
-    "precision": "no",
+    "precision": "fp32",
     "device": "cpu",
     "rate": {"peak": 1e-3, "warmup_steps": 2, "decay_steps": 10},
     "checkpoint": {"every": 2, "denoising_steps": 2, "processing_resolution": 64},

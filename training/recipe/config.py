@@ -92,7 +92,7 @@ class Recipe(_Section):
     zero_snr: bool = True  # no signal is left at the last timestep, where sampling starts
     gradient_clip: float | None = Field(default=None, gt=0.0)  # largest norm
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)  # 0: none; else checkpoints hold the running average
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = False
     sharded: bool = False  # parameters, gradients and Adam's moments split among the processes (FSDP)
     validation: ValidationConfig = ValidationConfig()
@@ -105,7 +105,7 @@ class Recipe(_Section):
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
         if self.sharded and self.precision == "fp16":
-            raise ValueError("sharded training needs precision bf16 or no: fp16 loss scaling is not shared")
+            raise ValueError("sharded training needs precision bf16 or fp32: fp16 loss scaling is not shared")
         if self.objective == "lcm" and self.ema_decay == 0.0:
             raise ValueError("objective lcm needs ema_decay > 0: the running average is its target network")
         if self.objective == "lcm" and 1000 % self.lcm.ddim_steps:

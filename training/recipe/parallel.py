@@ -31,11 +31,12 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
     if on_cpu and recipe.device == "cuda":
         raise UsageError("device cuda is not available here: use device=cpu")
     if on_cpu and recipe.precision == "fp16":
-        raise UsageError("precision fp16 needs a GPU: use precision=bf16 or precision=no")
+        raise UsageError("precision fp16 needs a GPU: use precision=bf16 or precision=fp32")
     # Only the U-Net's parameters get gradients, all of them in every step; buffers never change.
     settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     AcceleratorState._reset_state()  # a process may train one recipe after another, in another precision
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=recipe.precision, kwargs_handlers=[settings])
+    mixed = "no" if recipe.precision == "fp32" else recipe.precision
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[settings])
     if recipe.micro_batches % accelerator.num_processes:
         raise UsageError(
             f"{recipe.batch} samples a step in micro-batches of {recipe.micro_batch} cannot be shared among "
