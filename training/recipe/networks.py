@@ -155,6 +155,7 @@ def prepare_for_training(networks: Networks, device: torch.device, checkpointing
         networks.unet.set_attn_processor(AttnProcessor())  # 0.45 s
     if checkpointing:
         networks.unet.enable_gradient_checkpointing()
+        networks.vae.enable_gradient_checkpointing()  # end to end, gradients pass through its decoder
 
 
 def predict(unet: Any, prompt: Tensor, image_latent: Tensor, latent: Tensor, t: Tensor) -> Tensor:
