@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -511,6 +512,7 @@ def main() -> NoReturn:
         print(f"marigold3d: {output_error(error.filename or 'the output', error)}", file=sys.stderr)
         sys.exit(OutputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # zarr's half-done writes: atomic, and made anew
         print("marigold3d: interrupted; finished frames are kept, the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
 

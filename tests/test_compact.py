@@ -2,18 +2,22 @@
 and that training it lowers the loss.
 """
 
+import copy
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from marigold3d.depth.compact import CompactEstimator, load_network, processing_size
-from marigold3d.depth.compact_network import CompactNetwork
+from marigold3d.depth.compact_network import CompactNetwork, SameConv
 from marigold3d.depth.upsampling import joint_bilateral
 from marigold3d.errors import InputError, ModelError
-from training import compact, losses, pool, prior
+from training import augment, compact, depthwise, losses, pool, prior
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +159,116 @@ def test_rate_warms_up_then_falls() -> None:
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
 
 
-@pytest.mark.slow
-def test_training_lowers_the_loss_and_resumes_exactly(tmp_path: Path) -> None:
-    recipe = compact.Recipe(steps=24, batch=4, sizes=((96, 64),), first_shards=1, shards=1, warm_up_steps=5)
-    from safetensors.torch import save_file
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("size", [(12, 14), (13, 11)])
+def test_the_frozen_depthwise_convolution_is_the_same(kernel: int, stride: int, size: tuple[int, int]) -> None:
+    """Its value and its gradient; its weights have none."""
+    torch.manual_seed(0)
+    plain = SameConv(8, 8, kernel, stride, groups=8)
+    frozen = copy.deepcopy(plain)
+    depthwise.freeze(frozen)
+    gradients, values = [], []
+    for convolution in (plain, frozen):
+        x = torch.linspace(-1, 1, 2 * 8 * size[0] * size[1]).sin().reshape(2, 8, *size).requires_grad_()
+        y = convolution(x)
+        (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum().backward()
+        gradients.append(x.grad)
+        values.append(y.detach())
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert plain.weight.grad is not None
+    assert frozen.weight.grad is None
+    assert frozen.state_dict().keys() == plain.state_dict().keys()
 
-    save_file(pool.render_shard(0, 0, count=4), pool.shard_path(tmp_path, 0))
+
+def test_the_prior_s_first_layers_and_spatial_filters_stay() -> None:
+    training = compact.Training(compact.Recipe())
+    learns = {name for name, p in training.network.encoder.named_parameters() if p.requires_grad}
+    assert not any("depthwise" in name or name.startswith(("stem", "blocks.0.", "blocks.4.")) for name in learns)
+    assert any(name.startswith("blocks.15.project") for name in learns)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_photographs_stay_pictures_and_follow_from_their_seed(seed: int) -> None:
+    rgb = torch.rand(6, 3, 48, 64, generator=torch.Generator().manual_seed(9))
+    first, second = (augment.photograph(rgb, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.isfinite().all()
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
+    assert (first - rgb).abs().mean() > 0.02
+
+
+def test_turning_the_hue_keeps_grey() -> None:
+    grey = torch.full((4, 3, 2, 2), 0.4)
+    turned = augment.turn_hue(grey, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned, grey)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    shard = pool.render_shard(0, 0, count=1)
+    shard["log_depth"][:] = torch.nan
+    save_file(shard, pool.shard_path(tmp_path, 0))
+    recipe = compact.Recipe(batch=2, sizes=((96, 64),), first_shards=1, shards=1)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        compact.Training(recipe).advance(compact.Shards(tmp_path))
+
+
+def test_the_second_pool_gives_its_share(tmp_path: Path) -> None:
+    for name, value in (("first", 0), ("second", 255)):
+        (tmp_path / name).mkdir()
+        pictures = torch.full((4, 3, 8, 8), value, dtype=torch.uint8)
+        shard = {"rgb": pictures, "log_depth": torch.zeros(4, 1, 8, 8).half()}
+        save_file(shard, pool.shard_path(tmp_path / name, 0))
+    shards = compact.Shards(tmp_path / "first", tmp_path / "second", 0.25)
+    shards.up_to(1)
+    rgb, _ = shards.batch(2000, torch.Generator().manual_seed(0))
+    assert float(rgb[:, 0, 0, 0].mean()) == pytest.approx(0.25, abs=0.04)
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_a_pool(tmp_path: Path) -> None:
+    for number in (0, compact.HELD_OUT_SHARD):
+        save_file(pool.render_shard(0, number, count=1), pool.shard_path(tmp_path, number))
+    command = [
+        sys.executable,
+        "-m",
+        "training.compact",
+        "--out",
+        str(tmp_path),
+        "--pool",
+        str(tmp_path),
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+    ]
+    options = ["--sizes", "96x64", "--first-shards", "1", "--shards", "1", "--threads", "1"]
+    said = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    step, loss, held_out, _ = said.stdout.strip().splitlines()[-1].split(",")
+    assert int(step) == 3
+    assert float(loss) > 0
+    assert 0 < float(held_out) < 2
+    load_network((tmp_path / "compact.safetensors").read_bytes())
+
+
+@pytest.mark.slow
+def test_training_lowers_the_error_and_resumes_exactly(tmp_path: Path) -> None:
+    recipe = compact.Recipe(steps=40, batch=4, sizes=((96, 64),), first_shards=1, shards=1, warm_up_steps=5)
+    shard = pool.render_shard(0, 0, count=4)
+    save_file(shard, pool.shard_path(tmp_path, 0))
     shards = compact.Shards(tmp_path)
     straight = compact.Training(recipe)
-    history = [straight.advance(shards) for _ in range(12)]
+    at_first = compact.held_out_error(straight.network.state_dict(), shard)
+    history = [straight.advance(shards) for _ in range(20)]
     straight.save(tmp_path / "state.pt")
-    history += [straight.advance(shards) for _ in range(12)]
-    assert np.mean(history[-5:]) < 0.85 * np.mean(history[:5])
+    history += [straight.advance(shards) for _ in range(20)]
+    assert compact.held_out_error(straight.network.state_dict(), shard) < 0.85 * at_first
 
     resumed = compact.Training(recipe)
     resumed.restore(tmp_path / "state.pt")
-    continued = [resumed.advance(shards) for _ in range(12)]
-    np.testing.assert_allclose(continued, history[12:], rtol=1e-4)
+    continued = [resumed.advance(shards) for _ in range(20)]
+    np.testing.assert_allclose(continued, history[20:], rtol=1e-4)
 
     compact.export(straight.average, tmp_path / "compact.safetensors")
     load_network((tmp_path / "compact.safetensors").read_bytes())

@@ -1,8 +1,11 @@
 """What a camera and a codec do to a picture, on batches (B, 3, H, W) in 0..1."""
 
+import io
 import math
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,17 +15,51 @@ def _uniform(rng: torch.Generator, count: int, low: float, high: float) -> Tenso
 
 
 def photograph(rgb: Tensor, rng: torch.Generator) -> Tensor:
-    """Random gain, gamma, tint, saturation, vignette, blur, noise, blocks."""
+    """Uneven light, gain, gamma, tint, hue, saturation, vignette, blur, noise, chroma blocks, JPEG."""
     count = len(rgb)
-    rgb = rgb.clamp_min(1e-4).pow(_uniform(rng, count, 0.7, 1.4)) * _uniform(rng, count, 0.7, 1.25)
-    rgb = rgb * (1 + 0.1 * torch.randn(count, 3, 1, 1, generator=rng))
+    rgb = rgb * uneven(rgb, _uniform(rng, count, -0.3, 0.6).clamp_min(0.0), rng)
+    rgb = rgb.clamp_min(1e-4).pow(_uniform(rng, count, 0.7, 1.4)) * _uniform(rng, count, 0.75, 1.3)
+    rgb = rgb * (1 + 0.12 * torch.randn(count, 3, 1, 1, generator=rng))
+    rgb = turn_hue(rgb, rng)
     grey = rgb.mean(1, keepdim=True)
-    saturation = _uniform(rng, count, -0.2, 1.2).clamp_min(0.0)  # one picture in seven has no colour
+    saturation = _uniform(rng, count, -0.15, 1.3).clamp_min(0.0)  # one picture in ten has no colour
     rgb = grey + (rgb - grey) * saturation
     rgb = rgb * vignette(rgb.shape[-2:], _uniform(rng, count, -0.1, 0.5).clamp_min(0.0))
     rgb = blur(rgb, rng)
     level = _uniform(rng, count, -0.01, 0.06).clamp_min(0.0)
-    return quantise(rgb + level * torch.randn(rgb.shape, generator=rng), rng).clamp(0.0, 1.0)
+    rgb = quantise(rgb + level * torch.randn(rgb.shape, generator=rng), rng).clamp(0.0, 1.0)
+    return compressed(rgb, rng)
+
+
+def uneven(rgb: Tensor, strength: Tensor, rng: torch.Generator) -> Tensor:
+    """(B, 1, H, W) smooth factors about 1: light that no lamp of the scene explains."""
+    coarse = torch.randn(len(rgb), 1, 3, 4, generator=rng) * strength
+    return functional.interpolate(coarse, size=rgb.shape[-2:], mode="bicubic", align_corners=False).exp()
+
+
+def turn_hue(rgb: Tensor, rng: torch.Generator) -> Tensor:
+    """Colours turned about the grey axis: a little in all pictures, anyhow in one of eight."""
+    count = len(rgb)
+    anyhow = torch.rand(count, generator=rng) < 0.125
+    angle = torch.randn(count, generator=rng) * torch.where(anyhow, math.pi, 0.15)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross product with the grey axis
+    turn = cos * torch.eye(3) + sin * across + (1 - cos) / 3
+    return torch.einsum("bij,bjhw->bihw", turn, rgb).clamp_min(0.0)
+
+
+def compressed(rgb: Tensor, rng: torch.Generator) -> Tensor:
+    """JPEG of random quality, half of the pictures."""
+    chosen = torch.rand(len(rgb), generator=rng) < 0.5
+    quality = torch.randint(20, 92, (len(rgb),), generator=rng)
+    out = rgb.clone()
+    for i in chosen.nonzero()[:, 0].tolist():
+        pixels = (rgb[i].permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy()
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, "JPEG", quality=int(quality[i]))
+        decoded = np.asarray(Image.open(packed)).copy()
+        out[i] = torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
+    return out
 
 
 def vignette(size: torch.Size, strength: Tensor) -> Tensor:

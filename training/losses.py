@@ -9,6 +9,7 @@ from torch.nn import functional
 from training.pool import FAR_M
 
 SKY_WEIGHT = 0.1
+GRADIENT_WEIGHT = 0.5
 
 
 def weights(log_depth: Tensor) -> Tensor:
@@ -41,11 +42,13 @@ def gradient_loss(error: Tensor, weight: Tensor, scales: int = 4) -> Tensor:
     return total
 
 
-def depth_loss(prediction: Tensor, log_scale: Tensor, log_depth: Tensor) -> Tensor:
+def depth_loss(
+    prediction: Tensor, log_scale: Tensor, log_depth: Tensor, gradient_weight: float = GRADIENT_WEIGHT
+) -> Tensor:
     """L1 + gradient matching + Laplace likelihood; the scale learns from the error but does not bend the depth."""
     weight = weights(log_depth)
     error = residual(prediction, log_depth, weight)
     norm = weight.sum().clamp_min(1.0)
     l1 = (error.abs() * weight).sum() / norm
     likelihood = ((error.detach().abs() * torch.exp(-log_scale) + log_scale) * weight).sum() / norm
-    return l1 + 0.5 * gradient_loss(error, weight) + 0.1 * likelihood
+    return l1 + gradient_weight * gradient_loss(error, weight) + 0.1 * likelihood

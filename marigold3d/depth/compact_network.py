@@ -1,4 +1,4 @@
-"""The network of the embedded estimator: EfficientNet-Lite0, global attention over its coarsest map, a light decoder.
+"""The network of the embedded estimator: EfficientNet-Lite0, attention over its two coarsest maps, a light decoder.
 
 Encoder: Tan & Le 2019 without squeeze-excitation and with ReLU6 ("Lite"); batch normalisation is folded into the
 convolutions (`training/prior.py` does so with the ImageNet weights), which keeps the prior's statistics of real
@@ -23,7 +23,9 @@ STAGES = (
 )
 SKIP_AFTER_BLOCK = (0, 2, 4, 10, 15)  # the last block at strides 2, 4, 8, 16, 32
 SKIP_CHANNELS = (16, 24, 40, 112, 320)
-DECODER_CHANNELS = (16, 32, 64, 96, 192)
+SKIP_SPREAD = (9.0, 9.0, 8.0, 5.5, 2.2)  # standard deviation of the prior's maps there
+CONTEXT_CHANNELS, CONTEXT_LAYERS = (256, 192), (3, 3)  # at strides 32 and 16
+DECODER_CHANNELS = (96, 48, 24)  # at strides 8, 4, 2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LOG_SCALE_RANGE = (-4.0, 1.0)
 
@@ -32,14 +34,21 @@ class SameConv(nn.Conv2d):
     """Convolution padded as TensorFlow's SAME: at stride 2 the odd pixel goes to the right and the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        height, width = x.shape[-2:]
-        rows = max((-(-height // stride) - 1) * stride + kernel - height, 0)
-        columns = max((-(-width // stride) - 1) * stride + kernel - width, 0)
+        rows, columns = self.padding_px(x)
         if rows % 2 == 0 and columns % 2 == 0:
-            return functional.conv2d(x, self.weight, self.bias, self.stride, (rows // 2, columns // 2), 1, self.groups)
-        x = functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return functional.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+            padding = (rows // 2, columns // 2)
+            return functional.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
+        return functional.conv2d(self.padded(x), self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+    def padding_px(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of zeros that x needs."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:])
+        return rows, columns
+
+    def padded(self, x: Tensor) -> Tensor:
+        rows, columns = self.padding_px(x)
+        return functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 class InvertedResidual(nn.Module):
@@ -82,18 +91,17 @@ class Encoder(nn.Module):
         return skips
 
 
-class GlobalContext(nn.Module):
-    """Attention among all cells of the coarsest map, each told where it lies:
-    depth layout is a property of the whole image.
-    """
+class Context(nn.Module):
+    """Attention among all cells of a map, each told where it lies: depth layout is a property of the whole image."""
 
-    def __init__(self, channels: int, layers: int = 3, heads: int = 6) -> None:
+    def __init__(self, channels: int, layers: int, heads: int) -> None:
         super().__init__()
         self.place = nn.Linear(6, channels)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(channels, heads, 3 * channels, 0.0, "gelu", batch_first=True, norm_first=True)
             for _ in range(layers)
         )
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -104,24 +112,24 @@ class GlobalContext(nn.Module):
         tokens = x.flatten(2).transpose(1, 2) + self.place(place.to(x.dtype))  # (B, h * w, C)
         for layer in self.layers:
             tokens = layer(tokens)
-        return tokens.transpose(1, 2).reshape(x.shape)
+        return self.norm(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class Merge(nn.Module):
-    """Bring a coarse map to a skip's size, add the skip, refine with a residual pair of convolutions."""
+    """Bring a coarse map to a skip's size, add the skip, refine with residual pairs of convolutions."""
 
-    def __init__(self, coarse: int, channels: int) -> None:
+    def __init__(self, coarse: int, skip: int, channels: int) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(coarse, channels, 1)
-        self.norm = nn.GroupNorm(8, channels)
+        self.skip = nn.Conv2d(skip, channels, 1)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        x = skip + functional.interpolate(
-            self.narrow(coarse), size=skip.shape[-2:], mode="bilinear", align_corners=False
-        )
-        return x + self.second(functional.relu(self.first(functional.relu(x))))
+        x = self.skip(skip)
+        x = x + functional.interpolate(self.narrow(coarse), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return x + self.second(functional.leaky_relu(self.first(functional.leaky_relu(x, 0.1)), 0.1))
 
 
 class CompactNetwork(nn.Module):
@@ -137,21 +145,28 @@ class CompactNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         self.encoder = Encoder()
-        self.skips = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.GroupNorm(8, outputs))
-            for inputs, outputs in zip(SKIP_CHANNELS, DECODER_CHANNELS, strict=True)
+        self.coarsest = nn.Conv2d(SKIP_CHANNELS[-1], CONTEXT_CHANNELS[0], 1)
+        self.contexts = nn.ModuleList(
+            Context(channels, layers, channels // 32)
+            for channels, layers in zip(CONTEXT_CHANNELS, CONTEXT_LAYERS, strict=True)
         )
-        self.context = GlobalContext(DECODER_CHANNELS[-1])
-        coarse_to_fine = list(zip(DECODER_CHANNELS[1:], DECODER_CHANNELS[:-1], strict=True))[::-1]
-        self.merges = nn.ModuleList(Merge(coarse, fine) for coarse, fine in coarse_to_fine)
-        self.head = nn.Sequential(
-            nn.GroupNorm(8, DECODER_CHANNELS[0]), nn.ReLU(), nn.Conv2d(DECODER_CHANNELS[0], 2, 3, padding=1)
+        sizes = (CONTEXT_CHANNELS[0], CONTEXT_CHANNELS[1], *DECODER_CHANNELS)
+        self.merges = nn.ModuleList(
+            Merge(coarse, skip, fine)
+            for coarse, skip, fine in zip(sizes[:-1], SKIP_CHANNELS[-2::-1], sizes[1:], strict=True)
         )
+        self.head = nn.Conv2d(DECODER_CHANNELS[-1], 2, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=0.01)
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        skips = [adapt(x) for adapt, x in zip(self.skips, self.encoder((rgb - self.mean) / self.std), strict=True)]
-        x = self.context(skips[-1])
-        for merge, skip in zip(self.merges, skips[-2::-1], strict=True):
-            x = merge(x, skip)
-        out = functional.interpolate(self.head(x).float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
+        maps = self.encoder((rgb - self.mean) / self.std)
+        *skips, x = (m / spread for m, spread in zip(maps, SKIP_SPREAD, strict=True))
+        x = self.contexts[0](self.coarsest(x))
+        for stage, merge in enumerate(self.merges):
+            x = merge(x, skips[-1 - stage])
+            if stage == 0:
+                x = x + self.contexts[1](x)
+        out = functional.interpolate(
+            self.head(functional.leaky_relu(x, 0.1)).float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False
+        )
         return out[:, :1], out[:, 1:].clamp(*LOG_SCALE_RANGE)
