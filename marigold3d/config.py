@@ -49,8 +49,15 @@ class DepthConfig:
     ensemble: int = 1  # predictions merged per frame (diffusion models)
     seed: int = 2024  # of the initial noise
     processing_resolution: int | None = None  # longest side at the network's input, px; None: the checkpoint's default
-    batch: int = 4  # frames estimated together
+    batch: int | None = None  # frames estimated together; None: what fits in memory
     offline: bool = False  # never contact the model hub
+    domain: str | None = None  # what a Hugging Face network's numbers mean; None: known from its type
+    dtype: str = "auto"  # auto, float32, float16, bfloat16
+    resample: str = "bilinear"  # how frames are brought to the network's size: bilinear, bicubic, nearest
+    compile: bool = False  # torch.compile the networks: minutes to start, faster afterwards
+    tiny_vae: str | None = None  # an AutoencoderTiny (folder or hub name) in place of the checkpoint's own decoder
+    warm_start: bool = False  # begin each frame from its predecessor's depth (diffusion models)
+    sigma_every: int = 1  # with an ensemble: every n-th frame gets one, the frames between a single prediction
 
 
 @dataclass(frozen=True)

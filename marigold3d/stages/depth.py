@@ -43,7 +43,7 @@ def estimate_depth(
     wanted = [p for p in np.flatnonzero(posed).tolist() if p not in store.values]
     total, done = int(posed.sum()), int(posed.sum()) - len(wanted)
     for positions, rgb in _batches(
-        job.video.frames_at(wanted, max_side=job.config.video.max_side), job.config.depth.batch
+        job.video.frames_at(wanted, max_side=job.config.video.max_side), job.config.depth.batch or 4
     ):
         for position, estimate in zip(positions, estimator.estimate(rgb), strict=True):
             if estimate.uncertainty is not None:
