@@ -3,6 +3,7 @@ and that training it lowers the loss.
 """
 
 import copy
+import hashlib
 import subprocess
 import sys
 from importlib import resources
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from marigold3d.depth.compact import CompactEstimator, load_network, processing_size
+from marigold3d.depth.compact import CompactEstimator, Look, load_network, mean_of_looks, processing_size
 from marigold3d.depth.compact_network import CompactNetwork, SameConv
 from marigold3d.depth.upsampling import joint_bilateral
 from marigold3d.errors import InputError, ModelError
@@ -73,6 +74,34 @@ def test_a_mirrored_frame_gives_nearly_the_mirrored_depth(estimator: CompactEsti
     straight, mirrored = estimator.estimate(np.stack([rgb, rgb[:, ::-1]]))
     difference = straight.values - mirrored.values[:, ::-1]
     assert np.std(difference) < 0.5 * np.std(straight.values) + 0.05
+
+
+def test_a_look_and_its_mirror_image_together_know_no_left_and_right(view: tuple) -> None:
+    estimator = CompactEstimator(device="cpu")
+    estimator.looks = (Look(128), Look(128, mirrored=True))
+    straight, mirrored = estimator.estimate(np.stack([view[0], view[0][:, ::-1]]))
+    np.testing.assert_allclose(straight.values, mirrored.values[:, ::-1], atol=1e-4)
+    assert straight.uncertainty is not None
+    assert mirrored.uncertainty is not None
+    np.testing.assert_allclose(straight.uncertainty, mirrored.uncertainty[:, ::-1], atol=1e-4)
+
+
+def test_looks_are_brought_to_one_shift_before_the_mean() -> None:
+    shape = torch.rand(1, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.full_like(shape, 0.3)
+    log_depth, spread = mean_of_looks([torch.cat((shape + shift, sigma), 1) for shift in (0.0, 5.0)], shape.shape[-2:])
+    torch.testing.assert_close(log_depth, (shape - shape.median())[0, 0])
+    torch.testing.assert_close(spread, sigma[0, 0])
+
+
+def test_weights_can_be_given(view: tuple) -> None:
+    network = load_network()[1]
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
+    content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    given = CompactEstimator(device="cpu", weights=content)
+    assert given.provenance()["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert np.ptp(given.estimate(view[0][None])[0].values) < 1e-6
 
 
 def test_nearby_exposures_give_nearly_the_same_depth(estimator: CompactEstimator, view: tuple) -> None:
@@ -212,6 +241,26 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
     recipe = compact.Recipe(batch=2, sizes=((96, 64),), first_shards=1, shards=1)
     with pytest.raises(FloatingPointError, match="step 0"):
         compact.Training(recipe).advance(compact.Shards(tmp_path))
+
+
+@pytest.mark.parametrize("domain", ["depth", "disparity"])
+def test_affine_changes_of_a_prediction_do_not_matter_in_affine_invariant_domains(domain: losses.DepthDomain) -> None:
+    log_depth = torch.randn(3, 1, 12, 16, generator=torch.Generator().manual_seed(1))
+    weight = losses.weights(log_depth)
+    exact = log_depth.exp() if domain == "depth" else (-log_depth).exp()
+    assert float(losses.residual(3.0 * exact - 2.0, log_depth, weight, domain).abs().max()) < 1e-4
+    other = exact + torch.rand(exact.shape, generator=torch.Generator().manual_seed(2))
+    first, second = (losses.residual(x, log_depth, weight, domain) for x in (other, 0.2 * other + 7.0))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+    assert float(first.abs().mean()) > 0.1
+
+
+def test_a_shuffled_prior_keeps_its_values_and_not_its_order() -> None:
+    known, shuffled = (compact.Training(compact.Recipe(has_prior=p)).network.encoder for p in (True, False))
+    weight, other = (e.blocks[3].project.weight.detach().flatten() for e in (known, shuffled))
+    torch.testing.assert_close(weight.sort().values, other.sort().values)
+    assert float(torch.corrcoef(torch.stack((weight, other)))[0, 1]) < 0.2
+    assert all(p.requires_grad for p in shuffled.parameters())
 
 
 def test_the_second_pool_gives_its_share(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class Recipe:
     warm_up_steps: int = 100
     ema_decay: float = 0.998
     gradient_weight: float = losses.GRADIENT_WEIGHT
+    domain: losses.DepthDomain = "log_depth"
+    has_prior: bool = True  # ImageNet weights, partly frozen; else the encoder begins shuffled and learns as the rest
+    is_photographed: bool = True  # pictures go through `augment.photograph`
     first_shards: int = 8  # ready before the first step
     steps_a_shard: int = 30  # then one more shard each so many steps
     shards: int = 500
@@ -107,10 +110,13 @@ class Training:
         self.recipe, self.device = recipe, torch.device(device)
         self.network = CompactNetwork()
         prior.load_imagenet(self.network.encoder)
+        if not recipe.has_prior:
+            prior.shuffle(self.network.encoder, torch.Generator().manual_seed(recipe.seed))
         if start is not None:
             self.network.load_state_dict({k: v.float() for k, v in load_file(start).items()})
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        freeze(self.network)
+        if recipe.has_prior:
+            freeze(self.network)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimiser = optimiser(recipe, self.network)
         self.rng = torch.Generator().manual_seed(recipe.seed)
@@ -128,14 +134,18 @@ class Training:
         shards.up_to(ready(recipe, self.step))
         width, height = recipe.sizes[int(torch.randint(len(recipe.sizes), (), generator=self.rng))]
         rgb, log_depth = augment.crop_and_flip(*shards.batch(recipe.batch, self.rng), (height, width), self.rng)
-        rgb = augment.photograph(rgb, self.rng).to(self.device).contiguous(memory_format=torch.channels_last)
+        if recipe.is_photographed:
+            rgb = augment.photograph(rgb, self.rng)
+        rgb = rgb.to(self.device).contiguous(memory_format=torch.channels_last)
         log_depth = log_depth.to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * learning_rate(recipe, self.step, self.elapsed_s)
         # The plain formula of attention: at these sizes the fused one is several times slower backwards on a CPU.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(self.device.type, torch.bfloat16):
             prediction, log_scale = self.network(rgb)
-        loss = losses.depth_loss(prediction.float(), log_scale.float(), log_depth, recipe.gradient_weight)
+        loss = losses.depth_loss(
+            prediction.float(), log_scale.float(), log_depth, recipe.gradient_weight, recipe.domain
+        )
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.step}: the last checkpoint is kept")
         self.optimiser.zero_grad(set_to_none=True)
@@ -188,7 +198,8 @@ def optimiser(recipe: Recipe, network: CompactNetwork) -> torch.optim.AdamW:
     encoder = [p for p in network.encoder.parameters() if p.requires_grad]
     names = {id(p) for p in network.encoder.parameters()}
     decoder = [p for p in network.parameters() if id(p) not in names]
-    groups = [{"params": encoder, "full_rate": recipe.encoder_rate}, {"params": decoder, "full_rate": recipe.rate}]
+    encoder_rate = recipe.encoder_rate if recipe.has_prior else recipe.rate
+    groups = [{"params": encoder, "full_rate": encoder_rate}, {"params": decoder, "full_rate": recipe.rate}]
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
 
@@ -199,8 +210,10 @@ def export(weights: dict[str, Tensor], path: Path) -> None:
     partial.replace(path)
 
 
-def held_out_error(weights: dict[str, Tensor], shard: dict[str, Tensor]) -> float:
-    """Mean absolute log-depth error (sky out, median shift) on scenes never trained on."""
+def held_out_error(
+    weights: dict[str, Tensor], shard: dict[str, Tensor], domain: losses.DepthDomain = "log_depth"
+) -> float:
+    """Mean absolute error (sky out; of log depth after its median shift) on scenes never trained on."""
     network = CompactNetwork().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict(weights)
     network.eval().requires_grad_(False)
@@ -209,7 +222,7 @@ def held_out_error(weights: dict[str, Tensor], shard: dict[str, Tensor]) -> floa
     total = 0.0
     for part, truth in zip(rgb.split(16), log_depth.split(16), strict=True):
         weight = losses.weights(truth)
-        error = losses.residual(network(part)[0], truth, weight).abs()
+        error = losses.residual(network(part)[0], truth, weight, domain).abs()
         total += float(error[weight >= 1.0].mean()) * len(part)
     return total / len(rgb)
 
@@ -258,7 +271,7 @@ def report(training: Training, out: Path, recent: list[float], folder: Path) -> 
     path = pool.shard_path(folder, HELD_OUT_SHARD)
     while not path.exists():
         time.sleep(0.5)
-    error = held_out_error({k: v.cpu() for k, v in training.average.items()}, load_file(path))
+    error = held_out_error({k: v.cpu() for k, v in training.average.items()}, load_file(path), training.recipe.domain)
     line = f"{training.step},{sum(recent) / max(1, len(recent)):.4f},{error:.4f},{time.strftime('%H:%M:%S')}"
     with (out / "log.csv").open("a") as log:
         log.write(line + "\n")

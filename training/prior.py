@@ -21,6 +21,14 @@ def load_imagenet(encoder: Encoder) -> None:
     encoder.load_state_dict(folded)
 
 
+def shuffle(encoder: Encoder, rng: torch.Generator) -> None:
+    """Put each layer's weights in random order: what the prior knows is gone, the spread of its maps stays."""
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if name.endswith("weight"):
+                weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight))
+
+
 def _names(encoder: Encoder) -> Iterator[tuple[str, str, str]]:
     """Our convolution's name, and in the source its own and its normalisation's."""
     yield "stem", "_conv_stem", "_bn0"

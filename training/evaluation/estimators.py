@@ -81,26 +81,23 @@ def _open(config: DepthConfig, protocol_px: int | None, weights: str | Path | No
         return BASELINES[config.model]()
     from marigold3d.depth import load_estimator
 
-    estimator = load_estimator(config)
     if weights is not None:
-        give_weights(estimator, weights)
+        return _with_weights(config, weights)
+    estimator = load_estimator(config)
     if protocol_px is not None and config.processing_resolution is None:
         _follow_protocol(estimator, protocol_px)
     return estimator
 
 
-def give_weights(estimator: DepthEstimator, path: str | Path) -> None:
-    """Make a compact estimator use the weights in a file. Raises InputError, ModelError for unusable ones."""
-    from marigold3d.depth.compact import CompactEstimator, load_network
-    from marigold3d.depth.device import parameters_to
+def _with_weights(config: DepthConfig, path: str | Path) -> DepthEstimator:
+    """The compact estimator with the weights in a file. Raises InputError, ModelError for unusable ones."""
+    from marigold3d.depth.compact import CompactEstimator
 
     try:
         content = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
-    if isinstance(estimator, CompactEstimator):
-        estimator._weights_hash, network = load_network(content)
-        estimator._network = parameters_to(network, estimator.device)
+    return CompactEstimator(config.device, config.processing_resolution or 0, content)
 
 
 def _follow_protocol(estimator: DepthEstimator, px: int) -> None:
