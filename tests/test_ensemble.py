@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from marigold3d.depth.ensemble import align_ensemble, merge_ensemble, pairwise_rms, reduce_ensemble
+from marigold3d.depth.ensemble import align_ensemble, merge_ensemble, pairwise_rms
+from marigold3d.depth.reduction import reduce_ensemble
 from marigold3d.errors import InputError
 from marigold3d.types import Array, FloatImage
 
