@@ -228,7 +228,7 @@ def test_a_failure_after_the_depth_keeps_it(oracle: synthetic.Oracle, file: Path
 def test_frames_are_not_hoarded(
     oracle: synthetic.Oracle, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any time no more decoded pictures are alive than a batch, and one on its way."""
+    """At any time no more decoded pictures are alive than two batches, estimated and read, and one on its way."""
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
     real = VideoFile.frames
@@ -242,7 +242,7 @@ def test_frames_are_not_hoarded(
 
     monkeypatch.setattr(VideoFile, "frames", counted)
     reconstruct(file, tmp_path / "run", replace(STATIC, depth=DepthConfig(batch=2)))
-    assert 1 <= most <= 4
+    assert 1 <= most <= 6
 
 
 # -- moving cameras ---------------------------------------------------------------------------------------------------

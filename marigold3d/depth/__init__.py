@@ -4,3 +4,7 @@ from .protocol import DepthEstimator as DepthEstimator
 from .registry import MODELS as MODELS
 from .registry import ModelEntry as ModelEntry
 from .registry import load_estimator as load_estimator
+from .stream import EstimatedFrame as EstimatedFrame
+from .stream import frames_to_read as frames_to_read
+from .stream import stream as stream
+from .stream import stream_or_waiting as stream_or_waiting

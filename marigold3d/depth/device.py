@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import Marigold3DError, ModelError, OutOfMemoryError, UsageError
+from .overlap import overlapped
 
 T = TypeVar("T")
-
-MOMENT_S = 0.2  # a front-end that hears nothing for longer feels stuck
+U = TypeVar("U")
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -87,6 +86,9 @@ def in_parallel(work: Callable[[int], T], count: int, device: torch.device) -> I
     The tensors are small: a frame on each core is faster than one frame on all of them, and many times faster where
     other work competes for the cores, since threads that share a frame wait for the slowest. A GPU takes one at a time.
     """
+    if count == 1 and torch.get_num_threads() == 1:  # a worker already
+        yield work(0)
+        return
     with closing(in_parallel_or_waiting(work, count, device)) as results:
         for result in results:
             if result is not None:
@@ -100,25 +102,20 @@ def in_parallel_or_waiting(
 
     Closing it does not wait for work under way, whose results are dropped.
     """
-    workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
+    return on_cores(work, range(count), cores_for(device))
+
+
+def cores_for(device: torch.device) -> int:
+    """How many frames to work on at once, each on one core."""
+    return (os.cpu_count() or 1) if device.type == "cpu" else 1
+
+
+def on_cores(work: Callable[[U], T], items: Iterable[U], count: int) -> Generator[T | None, None, None]:
+    """`overlap.overlapped` on `count` threads, each of which keeps torch to one core."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    pending: deque[Future[T]] = deque()
-    given, closed = 0, False
     try:
-        while given < count or pending:
-            while given < count and len(pending) <= workers:
-                pending.append(pool.submit(work, given))
-                given += 1
-            if wait([pending[0]], MOMENT_S).done:
-                yield pending.popleft().result()
-            else:
-                yield None
-    except GeneratorExit:
-        closed = True
-        raise
+        yield from overlapped(work, items, count, partial(torch.set_num_threads, 1))
     finally:
-        pool.shutdown(wait=not closed, cancel_futures=True)
         torch.set_num_threads(before)  # threads started later take the latest setting
 
 

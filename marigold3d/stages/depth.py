@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..depth import DepthEstimator
+from ..depth import DepthEstimator, frames_to_read, stream_or_waiting
 from ..progress import FramePreview, Progress, Steps
 from ..scan import Scan
 from ..store import FrameArray
@@ -28,6 +28,11 @@ class RelativeStore:
         uncertainty = self.uncertainty.get(position)
         return RelativeDepth(self.values[position], self.estimator.domain, uncertainty)
 
+    def put(self, position: int, depth: RelativeDepth) -> None:
+        if depth.uncertainty is not None:
+            self.uncertainty[position] = depth.uncertainty
+        self.values[position] = depth.values  # last: its presence means that the frame is complete
+
 
 def estimate_depth(
     job: Job, scan: Scan, posed: NDArray[np.bool_], estimator: DepthEstimator, resume: bool
@@ -40,30 +45,16 @@ def estimate_depth(
         job.run.frames_array("relative_sigma", shape, fresh=not resume),
         estimator,
     )
-    wanted = [p for p in np.flatnonzero(posed).tolist() if p not in store.values]
-    total, done = int(posed.sum()), int(posed.sum()) - len(wanted)
-    for positions, rgb in _batches(
-        job.video.frames_at(wanted, max_side=job.config.video.max_side), job.config.depth.batch or 4
-    ):
-        for position, estimate in zip(positions, estimator.estimate(rgb), strict=True):
-            if estimate.uncertainty is not None:
-                store.uncertainty[position] = estimate.uncertainty
-            store.values[position] = estimate.values  # last: its presence means that the frame is complete
-            done += 1
-            yield Progress("depth", done, total, FramePreview(position, estimate.values))
+    positions = np.flatnonzero(posed).tolist()
+    wanted = frames_to_read(estimator, positions, store.values)
+    total, done = len(positions), sum(p in store.values for p in positions)
+    frames = job.video.frames_at(wanted, max_side=job.config.video.max_side)
+    with closing(stream_or_waiting(estimator, frames, job.config.depth.batch)) as results:
+        for result in results:
+            if result is None:
+                yield Progress("depth", done, total)
+                continue
+            done += result.position not in store.values
+            store.put(result.position, result.depth)
+            yield Progress("depth", done, total, FramePreview(result.position, result.depth.values))
     return store
-
-
-def _batches(
-    frames: Iterator[tuple[int, NDArray[np.uint8]]], size: int
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    positions: list[int] = []
-    images: list[NDArray[np.uint8]] = []
-    for position, rgb in frames:
-        positions.append(position)
-        images.append(rgb)
-        if len(positions) == size:
-            yield positions, np.stack(images)
-            positions, images = [], []
-    if positions:
-        yield positions, np.stack(images)
