@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..types import Domain, RelativeDepth
 from .compact_network import CompactNetwork
-from .device import choose_device, in_parallel, parameters_to, run_within_memory
+from .device import choose_device, cores_for, in_parallel, parameters_to, run_within_memory
 from .images import check_rgb, resized, rgb_tensor
 from .upsampling import joint_bilateral
 
@@ -52,6 +52,7 @@ class CompactEstimator:
 
     def __init__(self, device: str = "auto", processing_resolution: int = 0, weights: bytes | None = None) -> None:
         self.device = choose_device(device)
+        self.frames_at_once = cores_for(self.device)
         self.looks = (Look(processing_resolution),) if processing_resolution else LOOKS
         self._weights_hash, network = load_network(weights)
         self._network = parameters_to(network.to(memory_format=torch.channels_last), self.device)

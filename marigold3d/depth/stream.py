@@ -78,8 +78,11 @@ def stream_or_waiting(
     results = _on_cores(work, batches, at_once) if at_once > 1 else overlapped(work, batches, 1)
     with closing(results):
         for result in results:
-            yield from result or [None]
-            result = None  # while the next is awaited, these frames need not be kept
+            if result is None:
+                yield None
+                continue
+            yield from result
+            del result  # while the next is awaited, these frames need not be kept
 
 
 def frames_to_read(estimator: DepthEstimator, positions: Sequence[int], done: Done) -> list[int]:
