@@ -35,6 +35,7 @@ from .stages import (
     look_at_clip,
     refine_depth,
     scale_to_lengths,
+    walk,
     write_products,
 )
 from .store import Run
@@ -88,6 +89,8 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
         relative = yield from _timed(job, "depth", estimate_depth(job, scan, cameras.posed, estimator, resume))
         run.end_stage("depth")
         cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator))
+        if config.poses.source == "odometry":
+            cameras = yield from _timed(job, "odometry", walk(job, scan, cameras, aligned))
         cameras, depth = yield from _timed(
             job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device)
         )
@@ -132,7 +135,13 @@ def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:
             job.warn(line)
         model = SparseModel.from_arrays(run.load_arrays("points")) if entry["points"] else None
         return Cameras(
-            Intrinsics(**entry["intrinsics"]), arrays["posed"], arrays["T"], model, arrays["keyframes"], entry["units"]
+            Intrinsics(**entry["intrinsics"]),
+            arrays["posed"],
+            arrays["T"],
+            model,
+            arrays["keyframes"],
+            entry["units"],
+            entry["is_moving"],
         )
     run.begin_stage("poses", key)
     cameras = yield from _timed(job, "poses", find_cameras(job, scan))
@@ -147,6 +156,7 @@ def _cameras(job: Job, scan: Scan, key: str) -> Steps[Cameras]:
             "points": cameras.model is not None,
             "intrinsics": cameras.intrinsics.__dict__,
             "units": cameras.units,
+            "is_moving": cameras.is_moving,
         },
     )
     return cameras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,16 +116,23 @@ def complete_poses(model: SparseModel, timestamps_s: Array) -> tuple[NDArray[np.
     Returns which frames have a pose (T,) and T_world_camera (T, 4, 4) (identity elsewhere). Safe is: between two
     registered frames less than MAX_GAP_S apart whose viewing directions differ by less than half the field of view.
     """
+    return poses_between(model.frames, model.T_world_camera, timestamps_s, model.camera)
+
+
+def poses_between(
+    frames: NDArray[np.int64], T_of_frames: Array, timestamps_s: Array, camera: Intrinsics
+) -> tuple[NDArray[np.bool_], Array]:
+    """The same for frames (M,) with poses (M, 4, 4), increasing."""
     posed = np.zeros(len(timestamps_s), bool)
     T = np.tile(np.eye(4), (len(timestamps_s), 1, 1))
-    posed[model.frames] = True
-    T[model.frames] = model.T_world_camera
-    half_view = np.radians(model.camera.fov_x_deg * MAX_GAP_SHIFT)
-    for i, (a, b) in enumerate(zip(model.frames[:-1], model.frames[1:], strict=True)):
-        turn = np.arccos(np.clip(model.T_world_camera[i, :3, 2] @ model.T_world_camera[i + 1, :3, 2], -1, 1))
+    posed[frames] = True
+    T[frames] = T_of_frames
+    half_view = np.radians(camera.fov_x_deg * MAX_GAP_SHIFT)
+    for i, (a, b) in enumerate(pairwise(frames)):
+        turn = np.arccos(np.clip(T_of_frames[i, :3, 2] @ T_of_frames[i + 1, :3, 2], -1, 1))
         if b - a > 1 and timestamps_s[b] - timestamps_s[a] <= MAX_GAP_S and turn < half_view:
             between = np.arange(a + 1, b)
-            pair = model.T_world_camera[i : i + 2]
+            pair = T_of_frames[i : i + 2]
             T[between] = interpolate(timestamps_s[[a, b]], pair, timestamps_s[between])
             posed[between] = True
     return posed, T

@@ -5,6 +5,7 @@ from .cameras import find_cameras
 from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
 from .look import look_at_clip
+from .odometry import walk
 from .refine import refine_depth
 from .scene import fuse_cloud, fusion_views, write_products
 
@@ -23,5 +24,6 @@ __all__ = [
     "look_at_clip",
     "refine_depth",
     "scale_to_lengths",
+    "walk",
     "write_products",
 ]

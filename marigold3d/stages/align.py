@@ -39,6 +39,7 @@ from .job import Cameras, DepthStore, Job
 
 SCALE_FRAMES = 60  # frames that say how cues in metres compare with the poses' units
 LEAST_POINTS = 20  # of structure from motion a frame needs to say so
+UNKNOWN_POSES = ("none", "odometry")  # when depth is aligned: optical flow ties the frames instead
 DISAGREEMENT = 0.05  # of the frames about the scale, or of metric poses with metric cues, worth a warning
 
 
@@ -82,7 +83,7 @@ def align_depth(
         relative, guided = yield from guide_keyframes(job, cameras, relative, sources, estimator)
         sources.append(guided)
     flow: FlowBetween | None = None
-    if job.config.poses.source == "none":
+    if job.config.poses.source in UNKNOWN_POSES:
         flow = ClipFlow((yield from thumbnails_steps(job.video)))
     store = DepthStore.open(job.run, "aligned", scan)
     report: AlignmentReport = yield from align_clip(
@@ -94,7 +95,7 @@ def align_depth(
         camera=cameras.intrinsics,
         T_world_camera=None if flow is not None else cameras.T_world_camera,
         flow=flow,
-        cuts=scan.cuts.tolist() if job.config.poses.source in ("static", "none") else (),
+        cuts=() if cameras.is_moving else scan.cuts.tolist(),
     )
     job.report["alignment"] = {**report.as_dict(), "units": cameras.units, **job.report.pop("scale", {})}
     _warn(job, report)
@@ -187,7 +188,7 @@ def _one_scale(
 
 def _still(cameras: Cameras) -> bool:
     """Whether the poses have no scale of their own, so that cues set it freely."""
-    return cameras.model is None
+    return not cameras.is_moving
 
 
 def _compared(cameras: Cameras, relative: Callable[[int], RelativeDepth], source: CueSource) -> MetricScale:

@@ -46,11 +46,12 @@ def known_camera(config: CameraConfig, video: VideoSource, size: tuple[int, int]
 def find_cameras(job: Job, scan: Scan) -> Steps[Cameras]:
     """Intrinsics and poses: from SfM, from a file, or one pose for a camera that stood still.
 
-    Without poses ("none") that one pose stands in, and only optical flow ties the frames.
+    Without poses ("none", or "odometry", which finds them later) that one pose stands in, and only optical flow ties
+    the frames.
     """
     known = known_camera(job.config.camera, job.video, scan.image_size)
     source = job.config.poses.source
-    if source in ("static", "none"):
+    if source in ("static", "none", "odometry"):
         cameras = _static(job, scan, known)
     elif source == "file":
         cameras = yield from _from_file(job, scan, known)
@@ -86,7 +87,7 @@ def _assumed(job: Job, scan: Scan) -> Intrinsics:
 def _static(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> Cameras:
     camera = known[0] if known else _assumed(job, scan)
     everywhere = np.ones(len(scan), bool)
-    return Cameras(camera, everywhere, np.tile(np.eye(4), (len(scan), 1, 1)), None, scan.keyframes, "arbitrary")
+    return Cameras(camera, everywhere, np.tile(np.eye(4), (len(scan), 1, 1)), None, scan.keyframes, "arbitrary", False)
 
 
 def _from_sfm(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> Steps[Cameras]:

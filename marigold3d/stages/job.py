@@ -44,6 +44,7 @@ class Cameras:
     model: SparseModel | None
     keyframes: NDArray[np.int64]  # positions with a pose of their own, not an interpolated one
     units: Units
+    is_moving: bool = True  # False: one pose stands for all frames
 
     def in_metres(self, factor: float) -> Cameras:
         """The same cameras and points in metres, `factor` of which make a unit of what they were in."""

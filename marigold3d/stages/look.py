@@ -20,7 +20,7 @@ def look_at_clip(job: Job) -> Steps[Scan]:
         raise InputError(
             f"{video.info.path} has one frame: a scene takes a moving camera; for depth alone use `marigold3d depth`"
         )
-    if len(scan.cuts) and not config.poses.allow_cuts and config.poses.source == "sfm":
+    if len(scan.cuts) and not config.poses.allow_cuts and config.poses.source in ("sfm", "odometry"):
         raise InputError(_cuts_message(video.info.path, scan))
     if scan.black_share > 0:
         job.warn(f"{scan.black_share:.0%} of the frames are black")

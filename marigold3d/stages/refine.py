@@ -49,7 +49,7 @@ def refine_depth(
     if _without_parallax(keys, aligned):
         job.warn("refinement skipped: the keyframes have too little parallax to be matched")
         return cameras, aligned
-    if config.poses or job.config.poses.source == "file":
+    if config.poses or job.config.poses.source in ("file", "odometry"):
         given, (cameras, fit) = cameras, (yield from _in_line(job, keys, cameras, aligned, device))
         if not fit:
             return given, aligned

@@ -24,7 +24,7 @@ from .job import Cameras, DepthStore, Job
 
 def fusion_views(scan: Scan, cameras: Cameras, store: DepthStore) -> FusionInput:
     """The views to fuse: keyframes with a pose of their own; of a static camera the first frame only."""
-    rows = cameras.keyframes if cameras.model is not None else cameras.keyframes[:1]
+    rows = cameras.keyframes if cameras.is_moving else cameras.keyframes[:1]
     return FusionInput(
         rows, scan.indices[rows], cameras.T_world_camera[rows], store.get, cameras.intrinsics, cameras.units
     )
