@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import UsageError
+
+Resample = Literal["bilinear", "bicubic", "nearest"]
 
 
 def _positive(**settings: float | None) -> None:
@@ -22,6 +24,12 @@ def _at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if not value >= least:
             raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def _one_of(known: Sequence[str], **settings: str) -> None:
+    for name, value in settings.items():
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,18 @@ class DepthConfig:
     offline: bool = False  # never contact the model hub
     domain: str | None = None  # what a Hugging Face network's numbers mean; None: known from its type
     dtype: str = "auto"  # auto, float32, float16, bfloat16
-    resample: str = "bilinear"  # how frames are brought to the network's size: bilinear, bicubic, nearest
+    resample: Resample = "bilinear"  # how frames are brought to the network's size: bilinear, bicubic, nearest
     compile: bool = False  # torch.compile the networks: minutes to start, faster afterwards
     tiny_vae: str | None = None  # an AutoencoderTiny (folder or hub name) in place of the checkpoint's own decoder
     warm_start: bool = False  # begin each frame from its predecessor's depth (diffusion models)
     sigma_every: int = 1  # with an ensemble: every n-th frame gets one, the frames between a single prediction
+
+    def __post_init__(self) -> None:
+        _at_least(1, ensemble=self.ensemble, sigma_every=self.sigma_every)
+        _at_least(0, processing_resolution=self.processing_resolution or 0)
+        _positive(steps=self.steps, batch=self.batch)
+        _one_of(get_args(Resample), resample=self.resample)
+        _one_of(("auto", "float32", "float16", "bfloat16"), dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class CameraConfig:
 class PoseConfig:
     """Where camera poses come from."""
 
-    source: Literal["sfm", "file", "static", "none"] = "sfm"
+    source: Literal["sfm", "file", "static", "none", "odometry"] = "sfm"
     file: Path | None = None  # TUM, COLMAP, transforms.json or .npy
     metric: bool = False  # the file's translations are metres
     keyframe_fps: float = 15.0  # SfM keyframes a second, at the most

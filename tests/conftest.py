@@ -33,21 +33,33 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_marigold(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_marigold(scheduler="ddim" | "lcm", vae="kl" | "tiny", prediction="v_prediction")`: folder of a checkpoint.
+def make_marigold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """`make_marigold(scheduler="ddim" | "lcm", vae="kl" | "tiny", prediction="v_prediction", spacing="trailing",
+    zero_snr=True)`: folder of a checkpoint.
 
-    Small random networks in diffusers' Marigold format, written once a run: copy before you damage them.
+    Small random networks in diffusers' Marigold format, written once a run: copy before you damage them. Unless a test
+    names a precision, they run in float32, whatever this computer's processor is fastest in.
     """
-    made: dict[tuple[str, str, str], Path] = {}
+    import torch
 
-    def make(scheduler: str = "ddim", vae: str = "kl", prediction: str = "v_prediction") -> Path:
-        variant = (scheduler, vae, prediction)
+    made: dict[tuple[str, str, str, str, bool], Path] = {}
+
+    def make(
+        scheduler: str = "ddim",
+        vae: str = "kl",
+        prediction: str = "v_prediction",
+        spacing: str = "trailing",
+        zero_snr: bool = True,
+    ) -> Path:
+        variant = (scheduler, vae, prediction, spacing, zero_snr)
         if variant not in made:
-            made[variant] = tmp_path_factory.mktemp("-".join(variant))
+            made[variant] = tmp_path_factory.mktemp("-".join(map(str, variant)))
             write_marigold(made[variant], *variant)
         return made[variant]
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("marigold3d.depth.marigold.native_dtype", lambda: torch.float32)
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +68,9 @@ def marigold_checkpoint(make_marigold: Callable[..., Path]) -> Path:
     return make_marigold()
 
 
-def write_marigold(folder: Path, scheduler: str, vae: str, prediction: str) -> None:
+def write_marigold(
+    folder: Path, scheduler: str, vae: str, prediction: str, spacing: str = "trailing", zero_snr: bool = True
+) -> None:
     """A random checkpoint of about 1 MB: 4 latent channels, 8 image pixels a latent pixel, processed at 64 px."""
     import torch
 
@@ -64,7 +78,7 @@ def write_marigold(folder: Path, scheduler: str, vae: str, prediction: str) -> N
     parts = {
         "unet": small_unet(),
         "vae": small_autoencoder(vae),
-        "scheduler": _scheduler(scheduler, prediction),
+        "scheduler": _scheduler(scheduler, prediction, spacing, zero_snr),
         "text_encoder": _text_encoder(),
     }
     for name, part in parts.items():
@@ -125,7 +139,7 @@ def small_autoencoder(kind: str) -> Any:
     )
 
 
-def _scheduler(kind: str, prediction: str) -> object:
+def _scheduler(kind: str, prediction: str, spacing: str, zero_snr: bool) -> object:
     from diffusers import DDIMScheduler, LCMScheduler
 
     schedule = {
@@ -133,11 +147,11 @@ def _scheduler(kind: str, prediction: str) -> object:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "prediction_type": prediction,
-        "timestep_spacing": "trailing",
+        "timestep_spacing": spacing,
         "clip_sample": False,
         "set_alpha_to_one": False,
         # Noise prediction cannot start from zero signal: it would divide by it.
-        "rescale_betas_zero_snr": prediction != "epsilon",
+        "rescale_betas_zero_snr": zero_snr and prediction != "epsilon",
     }
     return {"ddim": DDIMScheduler, "lcm": LCMScheduler}[kind](**schedule)
 

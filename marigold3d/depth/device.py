@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -35,13 +35,31 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision called `name`; "auto" takes float16 on CUDA, where it halves time and memory, float32 elsewhere."""
+def choose_dtype(name: str, device: torch.device, on_cpu: torch.dtype = torch.float32) -> torch.dtype:
+    """The precision called `name`; "auto" takes float16 on CUDA, where it halves time and memory, `on_cpu` on the CPU,
+    float32 elsewhere.
+    """
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    known["auto"] = torch.float16 if device.type == "cuda" else torch.float32
+    known["auto"] = {"cuda": torch.float16, "cpu": on_cpu}.get(device.type, torch.float32)
     if name not in known:
         raise UsageError(f"unknown precision {name!r}: use {', '.join(known)}")
     return known[name]
+
+
+def native_dtype() -> torch.dtype:
+    """bfloat16 if this CPU multiplies it in hardware (AVX512-BF16, AMX, Arm BF16), else float32, which is faster then.
+
+    oneDNN's own answer will not do: it says yes wherever it can emulate.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return torch.float32
+    if hasattr(torch.cpu, "get_capabilities"):
+        abilities = torch.cpu.get_capabilities()
+        native = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    else:  # torch before 2.10
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, name, bool)() for name in checks)
+    return torch.bfloat16 if native else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -59,13 +77,13 @@ def load_error(folder: Path, error: Exception) -> Marigold3DError:
     return ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason}): get the checkpoint again")
 
 
-def run_within_memory(run: Callable[[NDArray[np.uint8]], list[T]], rgb: NDArray[np.uint8]) -> list[T]:
-    """`run(rgb)`, one result a frame of rgb (N, H, W, 3); halves the batch until it fits in memory.
+def run_within_memory(run: Callable[..., list[T]], rgb: NDArray[np.uint8], *along: Sequence[Any]) -> list[T]:
+    """`run(rgb, *along)`, one result a frame of rgb (N, H, W, 3); halves the batch until it fits in memory.
 
-    Raises OutOfMemoryError if even one frame does not fit.
+    along: what else there is for each frame, (N,) each. Raises OutOfMemoryError if even one frame does not fit.
     """
     try:
-        return run(rgb)
+        return run(rgb, *along)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -77,7 +95,8 @@ def run_within_memory(run: Callable[[NDArray[np.uint8]], list[T]], rgb: NDArray[
             "or use a smaller model or --device cpu"
         )
     half = len(rgb) // 2
-    return run_within_memory(run, rgb[:half]) + run_within_memory(run, rgb[half:])
+    first = run_within_memory(run, rgb[:half], *(part[:half] for part in along))
+    return first + run_within_memory(run, rgb[half:], *(part[half:] for part in along))
 
 
 def in_parallel(work: Callable[[int], T], count: int, device: torch.device) -> Iterator[T]:

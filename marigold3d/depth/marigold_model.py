@@ -6,20 +6,25 @@
 
 Only the embedding of the empty prompt is needed of the text encoder, so encoder and tokenizer are released once they
 have given it. `DiffusionPipeline.from_pretrained` would keep them, and its import takes twice as long.
+
+A checkpoint trained end to end on zeros says so by `"_noise": "zeros"` in model_index.json; diffusers ignores names
+that begin with an underscore. The published ones (arXiv 2409.11355) say it nowhere: the registry does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..types import Domain
 from .checkpoint import quiet_transformers, read_json, weight_files, weight_variant
 from .device import load_error, parameters_to
+from .ensemble import Mode
+from .tuning import reduction, tune
 
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -29,12 +34,18 @@ _CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 
+Noise = Literal["gaussian", "zeros"]
+
 _DOMAINS: dict[str, Domain] = {"depth": "depth", "disparity": "disparity"}
 
 
 @dataclass(frozen=True, eq=False)
 class MarigoldModel:
-    """Frozen networks: `unet` (2C -> C latent channels), `vae`, `scheduler`, `empty_prompt` (1, tokens, channels)."""
+    """Frozen networks: `unet` (2C -> C latent channels), `vae`, `scheduler`, `empty_prompt` (1, tokens, channels).
+
+    `small_decoder`: an AutoencoderTiny that decodes depth in place of `vae`. `noise`: what the depth latent starts
+    from. `mode`: what its predictions leave free, scale and shift ("affine"), the scale, or nothing ("none").
+    """
 
     unet: Any
     vae: Any
@@ -43,11 +54,19 @@ class MarigoldModel:
     domain: Domain
     default_steps: int
     default_resolution: int
+    small_decoder: Any = None
+    noise: Noise = "gaussian"
+    mode: Mode = "affine"
+
+    @property
+    def decoder(self) -> Any:
+        """The autoencoder that decodes depth."""
+        return self.vae if self.small_decoder is None else self.small_decoder
 
     @property
     def reduction(self) -> int:
         """Image pixels a latent pixel, along each side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return reduction(self.vae)
 
     @property
     def latent_channels(self) -> int:
@@ -56,37 +75,66 @@ class MarigoldModel:
 
 
 def load_marigold(
-    folder: Path, device: torch.device, dtype: torch.dtype, timestep_spacing: str | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    timestep_spacing: str | None = None,
+    *,
+    domain: Domain | None = None,
+    small_decoder: Path | None = None,
+    compiled: bool = False,
 ) -> MarigoldModel:
-    """The networks in `folder` on `device`; `timestep_spacing` overrides the checkpoint's own.
+    """The networks in `folder` on `device`, tuned; `timestep_spacing` overrides the checkpoint's own.
 
-    Raises ModelError, in one line with its remedy, for a folder that is incomplete, damaged or no Marigold checkpoint.
+    domain: of checkpoints that do not say what they predict. small_decoder: folder of an AutoencoderTiny. Raises
+    ModelError, in one line with its remedy, for a folder that is incomplete, damaged or no Marigold checkpoint.
     """
     index = read_json(folder / "model_index.json")
-    domain = _domain(folder, index)
+    domain = _domain(folder, index, domain)
     classes = {part: _class_name(folder, index, part) for part in _CLASSES}
     prompt = _empty_prompt(folder, device, dtype)
+    small = None if small_decoder is None else _small_decoder(small_decoder, device, dtype)
     model = MarigoldModel(
-        _network(folder, "unet", classes["unet"], device, dtype),
-        _network(folder, "vae", classes["vae"], device, dtype),
+        _network(folder / "unet", classes["unet"], device, dtype),
+        _network(folder / "vae", classes["vae"], device, dtype),
         _scheduler(folder, classes["scheduler"], timestep_spacing),
         prompt,
         domain,
         int(index.get("default_denoising_steps") or 10),
         int(index.get("default_processing_resolution") or 768),
+        small,
+        _noise(folder, index),
+        _mode(index),
     )
     _check_channels(folder, model)
+    tune(model.unet, model.vae, model.decoder, compiled)
     return model
 
 
-def _domain(folder: Path, index: dict[str, Any]) -> Domain:
+def _domain(folder: Path, index: dict[str, Any], given: Domain | None) -> Domain:
     """What the checkpoint predicts; the first releases do not say, and predict depth."""
-    predicted = index.get("prediction_type") or "depth"
-    if not str(index.get("_class_name", "")).startswith("Marigold") or predicted not in _DOMAINS:
-        raise ModelError(
-            f"{folder} is a {index.get('_class_name')} that predicts {predicted!r}: use a Marigold depth checkpoint"
-        )
+    predicted = index.get("prediction_type") or given or "depth"
+    kind = index.get("_class_name")
+    name = str(kind[-1] if isinstance(kind, list) and kind else kind)  # [module, class] where its own code comes along
+    known = name.startswith("Marigold") or given is not None
+    if not known or predicted not in _DOMAINS:
+        raise ModelError(f"{folder} is a {name} that predicts {predicted!r}: use a Marigold depth checkpoint")
+    if given is not None and given != _DOMAINS[predicted]:
+        raise UsageError(f"{folder} says that it predicts {predicted}: leave --domain {given} out")
     return _DOMAINS[predicted]
+
+
+def _noise(folder: Path, index: dict[str, Any]) -> Noise:
+    noise = index.get("_noise", "gaussian")
+    if noise not in get_args(Noise):
+        raise ModelError(f"{folder / 'model_index.json'}: _noise is {noise!r}, but must be gaussian or zeros")
+    return cast(Noise, noise)
+
+
+def _mode(index: dict[str, Any]) -> Mode:
+    if not index.get("scale_invariant", True):
+        return "none"
+    return "affine" if index.get("shift_invariant", True) else "scale"
 
 
 def _class_name(folder: Path, index: dict[str, Any], part: str) -> str:
@@ -117,11 +165,17 @@ def _empty_prompt(folder: Path, device: torch.device, dtype: torch.dtype) -> tor
         raise load_error(weights, error) from error
 
 
-def _network(folder: Path, part: str, class_name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _small_decoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind != "AutoencoderTiny":
+        raise ModelError(f"{folder} is a {kind}: --tiny-vae takes an AutoencoderTiny, such as madebyollin/taesd")
+    return _network(folder, kind, device, dtype)
+
+
+def _network(weights: Path, class_name: str, device: torch.device, dtype: torch.dtype) -> Any:
     import diffusers
     from diffusers.utils.import_utils import is_accelerate_available
 
-    weights = folder / part
     variant = weight_variant(weights)
     try:
         network, report = getattr(diffusers, class_name).from_pretrained(
@@ -158,8 +212,15 @@ def _check_channels(folder: Path, model: MarigoldModel) -> None:
             f"{folder}: the U-Net takes {found} channels, not the {needed} of image and depth latent: "
             "use a Marigold depth checkpoint, not the image generator it started from"
         )
+    decodes = (model.decoder.config.latent_channels, reduction(model.decoder))
+    if decodes != (model.latent_channels, model.reduction):
+        raise ModelError(
+            f"the small decoder takes {decodes[0]} channels at 1/{decodes[1]} of the size, {folder} makes "
+            f"{model.latent_channels} at 1/{model.reduction}: choose another --tiny-vae"
+        )
 
 
-def weight_paths(folder: Path) -> list[Path]:
+def weight_paths(folder: Path, small_decoder: Path | None = None) -> list[Path]:
     """The files that determine the prediction."""
-    return [folder / "model_index.json", *weight_files(folder / "unet"), *weight_files(folder / "vae")]
+    own = [folder / "model_index.json", *weight_files(folder / "unet"), *weight_files(folder / "vae")]
+    return own if small_decoder is None else [*own, *weight_files(small_decoder)]

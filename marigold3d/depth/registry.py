@@ -136,6 +136,13 @@ def _marigold_estimator(source: str, config: DepthConfig, **defaults: Any) -> De
         "processing_resolution": config.processing_resolution,
         "seed": config.seed,
         "device": config.device,
+        "dtype": config.dtype,
+        "resample": config.resample,
+        "compiled": config.compile,
+        "tiny_vae": config.tiny_vae,
+        "warm_start": config.warm_start,
+        "sigma_every": config.sigma_every,
+        "domain": config.domain,
         "offline": config.offline,
     }
     return MarigoldEstimator(source, **(defaults | {key: value for key, value in chosen.items() if value is not None}))
