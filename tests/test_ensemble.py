@@ -6,41 +6,22 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.optimize
 
-from marigold3d.depth.ensemble import align_ensemble, merge_ensemble, pairwise_rms
-from marigold3d.depth.reduction import reduce_ensemble
+from marigold3d.depth.ensemble import Mode, align_ensemble, merge_ensemble, pairwise_rms
+from marigold3d.depth.reduction import Reduction
 from marigold3d.errors import InputError
-from marigold3d.types import Array, FloatImage
 
+from .ensemble_cases import (
+    corrupted,
+    diffusers_merge,
+    full_cost,
+    smooth_scene,
+    sparsification_errors,
+    spread_cost,
+    uneven_ensemble,
+)
 
-def smooth_scene(height: int = 64, width: int = 96) -> FloatImage:
-    """(height, width) depth in 0..1: a slope, a bump and a step."""
-    v, u = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    scene = v + 0.5 * np.exp(-20 * ((u - 0.3) ** 2 + (v - 0.5) ** 2)) + 0.4 * (u > 0.7)
-    return ((scene - scene.min()) / np.ptp(scene)).astype(np.float32)
-
-
-def corrupted(rng: np.random.Generator, n: int, noise: float) -> FloatImage:
-    """(n, 64, 96): the scene under unknown positive scales and shifts, with noise and a low-frequency error each."""
-    scene = smooth_scene()
-    v = np.linspace(-1, 1, scene.shape[0])[:, None]
-    members = [
-        rng.uniform(0.4, 2.0) * (scene + noise * (rng.standard_normal(scene.shape) + rng.standard_normal() * v))
-        + rng.uniform(-0.5, 0.5)
-        for _ in range(n)
-    ]
-    return np.stack(members).astype(np.float32)
-
-
-def full_cost(maps: FloatImage, scale: Array, shift: Array, strength: float = 0.02) -> float:
-    """The published cost, over all pixels, once the merged map spans 0..1 (both methods end with that step)."""
-    aligned = scale[:, None, None] * maps + shift[:, None, None]
-    merged = np.median(aligned, axis=0)
-    aligned = (aligned - merged.min()) / np.ptp(merged)
-    merged = np.median(aligned, axis=0)
-    pairs = sum(np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(aligned, 2))
-    return float(pairs + strength * (abs(merged.min()) + abs(1 - merged.max())))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_undoes_affine_corruption(rng: np.random.Generator) -> None:
@@ -50,11 +31,37 @@ def test_undoes_affine_corruption(rng: np.random.Generator) -> None:
     assert uncertainty.max() < 1e-5
 
 
+def test_scale_mode_undoes_scales_and_keeps_zero(rng: np.random.Generator) -> None:
+    depth = smooth_scene() + 0.3
+    scales = rng.uniform(0.2, 5.0, (6, 1, 1)).astype(np.float32)
+    merged, uncertainty = merge_ensemble(scales * depth, mode="scale")
+    np.testing.assert_allclose(merged, depth / depth.max(), rtol=1e-5)
+    assert uncertainty.max() < 1e-5
+
+
+def test_scale_mode_aligns_walls_seen_head_on() -> None:
+    walls = np.array([1.0, 2.0, 4.0], np.float32)[:, None, None] * np.ones((3, 6, 8), np.float32)
+    merged, uncertainty = merge_ensemble(walls, mode="scale")
+    np.testing.assert_allclose(merged, 1.0, rtol=1e-6)
+    assert uncertainty.max() < 1e-6
+
+
+def test_aligned_maps_keep_their_units(rng: np.random.Generator) -> None:
+    depth_m = (2.0 + 8.0 * rng.random((5, 6, 8))).astype(np.float32)
+    merged, sigma_m = merge_ensemble(depth_m, "mean", "none")
+    np.testing.assert_allclose(merged, depth_m.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(sigma_m, depth_m.std(axis=0, ddof=1), rtol=1e-5)
+    scale, shift = align_ensemble(depth_m, "none")
+    assert (set(scale), set(shift)) == ({1.0}, {0.0})
+
+
 @pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_merging_beats_its_members_and_says_by_how_much_they_differ(rng: np.random.Generator, reduction: str) -> None:
+def test_merging_beats_its_members_and_says_by_how_much_they_differ(
+    rng: np.random.Generator, reduction: Reduction
+) -> None:
     scene = smooth_scene()
     members = (scene + 0.03 * rng.standard_normal((9, *scene.shape))).astype(np.float32)
-    merged, uncertainty = merge_ensemble(members, reduction)  # type: ignore[arg-type]
+    merged, uncertainty = merge_ensemble(members, reduction)
     truth = np.polyval(np.polyfit(merged.ravel(), scene.ravel(), 1), merged)
     assert np.std(truth - scene) < 0.015
     # The merged noise widens the range that is renormalised to 0..1, so sigma shrinks by that factor.
@@ -106,40 +113,25 @@ def test_optimum_is_stationary_and_positive(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(shift, -scale * maps.mean(axis=(1, 2)), rtol=1e-5)
 
 
-def diffusers_fit(maps: FloatImage, monkeypatch: pytest.MonkeyPatch) -> tuple[Array, Array]:
-    """Scales and shifts that diffusers' ensembling finds; its solver is overheard, as it returns only the map."""
-    torch = pytest.importorskip("torch")
-    from diffusers import MarigoldDepthPipeline
-
-    found: list[Array] = []
-    solve = scipy.optimize.minimize
-
-    def overheard(*args: object, **settings: object) -> object:
-        result = solve(*args, **settings)
-        found.append(result.x)
-        return result
-
-    monkeypatch.setattr(scipy.optimize, "minimize", overheard)
-    MarigoldDepthPipeline.ensemble_depth(torch.from_numpy(maps)[:, None])
-    monkeypatch.undo()
-    return tuple(np.split(found[0], 2))  # type: ignore[return-value]
-
-
+@pytest.mark.parametrize("mode", ["affine", "scale"])
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_cost_is_no_higher_than_diffusers(monkeypatch: pytest.MonkeyPatch, noise: float, seed: int) -> None:
-    maps = corrupted(np.random.default_rng(seed), 5, noise)
-    maps = (maps - maps.min((1, 2), keepdims=True)) / np.ptp(maps, axis=(1, 2), keepdims=True)  # theirs wants 0..1
-    theirs, ours = diffusers_fit(maps, monkeypatch), align_ensemble(maps)
-    assert spread_cost(maps, ours[0]) <= spread_cost(maps, theirs[0])
+def test_cost_is_no_higher_than_diffusers(mode: Mode, noise: float, seed: int) -> None:
+    maps = corrupted(np.random.default_rng(seed), 5, noise, mode=mode)
+    low = maps.min((1, 2), keepdims=True) if mode == "affine" else 0.0  # theirs wants 0..1
+    maps = (maps - low) / (maps.max((1, 2), keepdims=True) - low)
+    scale, shift = align_ensemble(maps, mode)
+    _, _, their_scale, their_shift = diffusers_merge(maps, mode)
+    assert spread_cost(maps, scale, mode) <= spread_cost(maps, their_scale, mode)
     if noise < 0.1:  # beyond, the range of the merged map is that of its two wildest pixels, and a matter of luck
-        assert full_cost(maps, *ours) <= full_cost(maps, *theirs)
+        assert full_cost(maps, scale, shift, mode) <= full_cost(maps, their_scale, their_shift, mode)
 
 
-def spread_cost(maps: FloatImage, scale: Array) -> float:
-    """Pairwise cost with shifts at their best, at a mean spread of one."""
-    flat = maps.reshape(len(maps), -1)
-    return pairwise_rms(np.log(scale * flat.std(axis=1)), np.corrcoef(flat))[0]
+@pytest.mark.parametrize("mode", ["affine", "scale"])
+def test_both_merge_equal_maps_alike(mode: Mode) -> None:
+    maps = corrupted(np.random.default_rng(3), 5, 0.0, mode=mode)
+    ours, theirs = merge_ensemble(maps, "mean", mode)[0], diffusers_merge(maps, mode, "mean")[0]
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)  # theirs stops after two steps
 
 
 def test_a_flat_member_is_left_out(rng: np.random.Generator) -> None:
@@ -158,10 +150,47 @@ def test_one_member_is_only_renormalised() -> None:
     assert not uncertainty.any()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("mode", ["affine", "scale", "none"])
+def test_tiny_ensembles(rng: np.random.Generator, members: int, mode: Mode) -> None:
+    maps = corrupted(rng, members, noise=0.05, mode="scale")
+    merged, uncertainty = merge_ensemble(maps, mode=mode)
+    assert merged.shape == uncertainty.shape == maps.shape[1:]
+    assert (merged.dtype, uncertainty.dtype) == (np.float32, np.float32)
+    assert np.isfinite(merged).all()
+    assert uncertainty.any() == (members == 2)
+
+
+def test_a_large_mean_does_not_spoil_the_alignment(rng: np.random.Generator) -> None:
+    maps = corrupted(rng, 5, noise=0.02)
+    lifted = (maps.astype(np.float64) + 100.0).astype(np.float32)
+    np.testing.assert_allclose(merge_ensemble(lifted)[0], merge_ensemble(maps)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("reduction", "share"), [("median", 0.3), ("mean", 0.25)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_uncertainty_ranks_errors(reduction: Reduction, share: float, seed: int) -> None:
+    """Leaving out what is most uncertain lowers the error nearly as fast as leaving out what is most wrong."""
+    maps, scene = uneven_ensemble(np.random.default_rng(seed), 10)
+    merged, uncertainty = merge_ensemble(maps, reduction)
+    fitted = np.polyval(np.polyfit(merged.ravel(), scene.ravel(), 1), merged)
+    ause, at_random = sparsification_errors(fitted - scene, uncertainty)
+    assert 0.0 <= ause < share * at_random
+
+
+def test_sparsification_of_the_error_itself_is_perfect_and_of_noise_is_none(rng: np.random.Generator) -> None:
+    error = rng.standard_normal(20_000)
+    ause, at_random = sparsification_errors(error, np.abs(error))
+    assert ause == 0.0
+    assert sparsification_errors(error, rng.random(20_000))[0] == pytest.approx(at_random, rel=0.1)
+
+
 def test_refuses_what_is_no_ensemble() -> None:
     with pytest.raises(InputError, match=r"\(N, H, W\)"):
         merge_ensemble(np.zeros((4, 4), np.float32))
+    with pytest.raises(InputError, match=r"\(N, H, W\)"):
+        merge_ensemble(np.zeros((2, 0, 4), np.float32))
     with pytest.raises(InputError, match="finite"):
         merge_ensemble(np.full((2, 4, 4), np.nan, np.float32))
-    with pytest.raises(InputError, match="reduction"):
-        reduce_ensemble(np.zeros((2, 4, 4)), "mode")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="unknown ensemble mode 'shift': use affine, scale, none"):
+        merge_ensemble(np.zeros((2, 4, 4), np.float32), mode="shift")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Finding a checkpoint: a local folder, or a name on the Hugging Face hub. Weights are safetensors, never pickles."""
+"""A checkpoint's folder and its files. Weights are safetensors, never pickles."""
 
 from __future__ import annotations
 
@@ -13,35 +13,25 @@ from typing import Any
 from ..errors import ModelError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
-_UNWANTED = ["*.fp16.*", "*.non_ema.*", "*.onnx*", "onnx/*"]
+_HALF = re.compile(r"\.fp16[.-]")
 
 
-def checkpoint_folder(source: str | Path, offline: bool = False) -> Path:
+def checkpoint_folder(source: str | Path, offline: bool = False, licence: str | None = None) -> Path:
     """Folder of the checkpoint `source`, fetched from the hub unless it is a local folder already.
 
-    offline: look in the local hub cache only; so does the environment variable HF_HUB_OFFLINE=1.
-    Raises ModelError if it is neither.
+    offline: look in the local hub cache only; so does the environment variable HF_HUB_OFFLINE=1. licence: what to name
+    before a download where the hub does not say. Raises ModelError if it is neither.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ModelError(f"model {source} is a file: give the folder with its config.json or model_index.json")
     if not _HUB_NAME.fullmatch(str(source)):
         raise ModelError(f"model folder {source} does not exist: give a folder, a registered name or OWNER/NAME")
-    return _fetched(str(source), offline)
+    from .hub import fetch
 
-
-def _fetched(name: str, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=offline)
-    except Exception as error:  # the hub client raises its own errors, its HTTP library's and the system's
-        raise ModelError(
-            f"cannot get the weights of {name} ({type(error).__name__}): with a connection run `hf download {name}`, "
-            "or copy its folder here and pass --model FOLDER"
-        ) from error
-    return Path(found)
+    return fetch(str(source), offline, licence)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,10 +48,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component. Raises ModelError if there are none; pickles do not count."""
+    """The safetensors files that one component is loaded from: full precision where it is there, else half.
+
+    Raises ModelError if there are none (pickles do not count), if a shard is missing or a file is cut off.
+    """
     found = sorted(folder.glob("*.safetensors"))
-    if found:
-        return found
+    found = [path for path in found if not _HALF.search(path.name)] or found
+    if not found:
+        _raise_no_weights(folder)
+    for index in folder.glob("*.safetensors.index.json"):
+        missing = {str(name) for name in read_json(index).get("weight_map", {}).values()} - {p.name for p in found}
+        if missing and not _HALF.search(index.name):
+            raise ModelError(f"{folder} lacks {min(missing)}, named in {index.name}: get the checkpoint again")
+    for path in found:
+        _check_whole(path)
+    return found
+
+
+def _raise_no_weights(folder: Path) -> None:
     pickles = [path.name for suffix in ("*.bin", "*.pt", "*.ckpt", "*.pth") for path in folder.glob(suffix)]
     if pickles:
         raise ModelError(
@@ -71,10 +75,21 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} holds no weights (*.safetensors): the download or copy is incomplete, get it again")
 
 
+def _check_whole(path: Path) -> None:
+    """Raises ModelError unless the file is as long as its header says; reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{path} is cut off or damaged ({reason}): get the checkpoint again") from error
+
+
 def weight_variant(folder: Path) -> str | None:
     """ "fp16" if a component comes in half precision only, else None, the plain files."""
-    names = [path.name for path in weight_files(folder)]
-    return "fp16" if all(".fp16." in name or ".fp16-" in name for name in names) else None
+    return "fp16" if all(_HALF.search(path.name) for path in weight_files(folder)) else None
 
 
 def short_sha256(paths: Iterable[Path]) -> str:
@@ -89,13 +104,17 @@ def short_sha256(paths: Iterable[Path]) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Holds back the progress bars that transformers draws even for a model that loads in a blink."""
+    """Holds back the progress bars that transformers draws even for a model that loads in a blink, and its reports of
+    what does not fit: the caller looks at that itself, and says it in one line.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
