@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .device import free_cache, is_out_of_memory
+
+if TYPE_CHECKING:
+    from .marigold_model import MarigoldModel
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,19 +33,19 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
-def bytes_per_pixel(vae: Any, dtype: torch.dtype) -> float:
+def bytes_per_pixel(autoencoder: Any, dtype: torch.dtype) -> float:
     """Peak memory of a pass, by far that of the decoder, for every pixel of the network's input."""
-    channels = vae.config.block_out_channels
+    channels = autoencoder.config.block_out_channels
     widest = channels[min(1, len(channels) - 1)]  # the last upsampling hands over this many channels at full size
     return MAPS_AT_ONCE * int(widest) * dtype.itemsize
 
 
-def fitting_rows(vae: Any, dtype: torch.dtype, device: torch.device, pixels: int) -> int:
+def fitting_rows(model: MarigoldModel, dtype: torch.dtype, device: torch.device, pixels: int) -> int:
     """Pictures of so many pixels that pass together, 1 to MOST_ROWS; 1 on a CPU, which gains nothing by more."""
     free = free_bytes(device)
     if free is None:
         return 1
-    return max(1, min(MOST_ROWS, int(SHARE * free / (bytes_per_pixel(vae, dtype) * min(pixels, TILED_PX)))))
+    return max(1, min(MOST_ROWS, int(SHARE * free / (bytes_per_pixel(model.decoder, dtype) * min(pixels, TILED_PX)))))
 
 
 def in_chunks(run: Callable[[Sequence[T]], list[R]], rows: Sequence[T], size: int) -> list[R]:

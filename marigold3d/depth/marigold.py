@@ -219,7 +219,7 @@ class MarigoldEstimator(Sampler):
         return [[next(found) for _ in range(count)] for count in members]
 
     def _fitting_rows(self, size: tuple[int, int]) -> int:
-        return fitting_rows(self.model.decoder, self.dtype, self.device, size[0] * size[1])
+        return fitting_rows(self.model, self.dtype, self.device, size[0] * size[1])
 
     def _to_float32(self) -> None:
         self.dtype = torch.float32
