@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from marigold3d import __version__
-from marigold3d.cli import _stem
+from marigold3d.cli.options import stem_of
 from marigold3d.store import Run
 from tests import synthetic
 
@@ -92,7 +92,7 @@ def test_runs_are_named_after_their_clips(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path / "walk.v2")
     names = {"a/clip.mp4": "clip", "clip.final.mov": "clip.final", ".": "walk.v2", "../walk.v2/": "walk.v2"}
     patterns = {"photos/img*.png": "photos", "*.jpg": "walk.v2"}
-    assert {clip: _stem(clip) for clip in {**names, **patterns}} == {**names, **patterns}
+    assert {clip: stem_of(clip) for clip in {**names, **patterns}} == {**names, **patterns}
 
 
 # -- single images ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,5 @@
+"""`python -m marigold3d.cli`."""
+
+from .app import main
+
+main()
