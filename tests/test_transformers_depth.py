@@ -16,24 +16,11 @@ from marigold3d.depth import load_estimator
 from marigold3d.depth.transformers import TransformersEstimator
 from marigold3d.errors import InputError, ModelError, OutOfMemoryError, UsageError
 
+from .depth_networks import DPT_SETTINGS, write_network
+
 Frames = NDArray[np.uint8]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-_PREPROCESSOR = {
-    "image_processor_type": "DPTImageProcessor",
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_pad": False,
-    "size": {"height": 56, "width": 56},
-    "ensure_multiple_of": 14,
-    "keep_aspect_ratio": True,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
 
 
 @pytest.fixture
@@ -42,44 +29,10 @@ def frames(rng: np.random.Generator) -> Frames:
     return rng.integers(0, 256, (3, 60, 83, 3), dtype=np.uint8)
 
 
-def write_depth_anything(folder: Path, **settings: object) -> Path:
-    """A random Depth Anything of a few kB in `folder`."""
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
-
-    torch.manual_seed(3)
-    backbone = Dinov2Config(
-        image_size=56,
-        patch_size=14,
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-        apply_layernorm=True,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=14,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[4, 8, 16, 16],
-        fusion_hidden_size=8,
-        head_hidden_size=4,
-        **settings,
-    )
-    model = DepthAnythingForDepthEstimation(config)
-    for weights in model.parameters():  # the usual start is so small that the output would be constant
-        if weights.ndim > 1:
-            torch.nn.init.xavier_normal_(weights)
-    model.head.conv3.bias.data.fill_(3.0)  # the head ends in a ReLU
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Depth Anything, relative."""
-    return write_depth_anything(tmp_path_factory.mktemp("depth-anything"))
+    return write_network(tmp_path_factory.mktemp("depth-anything"), "depth_anything")
 
 
 def values(estimator: TransformersEstimator, frames: Frames) -> NDArray[np.float32]:
@@ -89,7 +42,7 @@ def values(estimator: TransformersEstimator, frames: Frames) -> NDArray[np.float
 def test_agrees_with_the_network_and_its_preprocessor(depth_anything: Path, frames: Frames) -> None:
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    processor = AutoImageProcessor.from_pretrained(depth_anything)
+    processor = AutoImageProcessor.from_pretrained(depth_anything, backend="pil")
     model = AutoModelForDepthEstimation.from_pretrained(depth_anything)
     with torch.no_grad():
         outputs = model(**processor(images=list(frames), return_tensors="pt")).predicted_depth
@@ -107,13 +60,13 @@ def test_a_frame_does_not_depend_on_its_batch(depth_anything: Path, frames: Fram
 
 def test_processing_resolution_sets_the_longest_side(depth_anything: Path, frames: Frames) -> None:
     estimator = TransformersEstimator(depth_anything, processing_resolution=84, device="cpu")
-    assert estimator._pixels(frames).shape == (3, 3, 56, 84)  # 60/83 of 84 is 60, rounded to a multiple of 14
+    assert estimator.preprocessor(frames, 84).shape == (3, 3, 56, 84)  # 60/83 of 84 is 60, rounded to a multiple of 14
     assert estimator.estimate(frames)[0].values.shape == (60, 83)
 
 
 def test_networks_of_one_size_refuse_another(depth_anything: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(depth_anything, tmp_path / "square")
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR | {"keep_aspect_ratio": False}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(DPT_SETTINGS | {"keep_aspect_ratio": False}))
     assert TransformersEstimator(folder, device="cpu").domain == "disparity"
     with pytest.raises(UsageError, match="one size only"):
         TransformersEstimator(folder, processing_resolution=84, device="cpu")
@@ -122,7 +75,7 @@ def test_networks_of_one_size_refuse_another(depth_anything: Path, tmp_path: Pat
 def test_domain_comes_from_the_model_or_the_caller(depth_anything: Path, tmp_path: Path) -> None:
     assert TransformersEstimator(depth_anything, device="cpu").domain == "disparity"
     assert TransformersEstimator(depth_anything, domain="log_depth", device="cpu").domain == "log_depth"
-    metric = write_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
+    metric = write_network(tmp_path, "depth_anything", depth_estimation_type="metric", max_depth=20)
     assert TransformersEstimator(metric, device="cpu").domain == "metric"
     with pytest.raises(UsageError, match="unknown domain"):
         TransformersEstimator(depth_anything, domain="inverse", device="cpu")  # type: ignore[arg-type]
@@ -134,16 +87,6 @@ def test_the_registry_takes_its_folder(depth_anything: Path, frames: Frames) -> 
     assert estimator.provenance()["family"] == "transformers"
     with pytest.raises(UsageError, match="--ensemble"):
         load_estimator(DepthConfig(model=str(depth_anything), ensemble=3))
-
-
-def test_zoedepth_margin_is_cut_off(depth_anything: Path) -> None:
-    estimator = TransformersEstimator(depth_anything, device="cpu")
-    estimator.model.config.model_type = "zoedepth"
-    estimator.processor.do_pad = True
-    top, left = estimator._margin(50, 72)
-    assert (top, left) == (15, 18)
-    ramp = torch.arange(72 + 36, dtype=torch.float32).expand(1, 50 + 30, -1)
-    np.testing.assert_allclose(estimator._at_frame_size(ramp, 50, 72)[0, 0].numpy(), np.arange(18, 90))
 
 
 def test_out_of_memory(depth_anything: Path, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,15 +108,15 @@ def test_damaged_folders(depth_anything: Path, tmp_path: Path) -> None:
     config = json.loads((depth_anything / "config.json").read_text())
     fails_in_one_line(tmp_path, "config.json is missing")
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    fails_in_one_line(tmp_path, "type 'bert', whose output is unknown")
+    fails_in_one_line(tmp_path, "type 'bert', no depth network")
     (tmp_path / "config.json").write_text(json.dumps(config))
     fails_in_one_line(tmp_path, "holds no weights")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     fails_in_one_line(tmp_path, "a pickle")
     (tmp_path / "model.safetensors").write_bytes((depth_anything / "model.safetensors").read_bytes()[:3000])
+    fails_in_one_line(tmp_path, "is cut off or damaged")
+    shutil.copy(depth_anything / "model.safetensors", tmp_path)
     fails_in_one_line(tmp_path, "preprocessor_config.json is missing")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-    fails_in_one_line(tmp_path, "get the checkpoint again")
 
 
 def fails_in_one_line(folder: Path, message: str) -> None:

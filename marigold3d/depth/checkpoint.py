@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ModelError
 
@@ -32,6 +32,23 @@ def checkpoint_folder(source: str | Path, offline: bool = False, licence: str | 
     from .hub import fetch
 
     return fetch(str(source), offline, licence)
+
+
+def checkpoint_family(folder: Path) -> Literal["marigold", "transformers"]:
+    """Which library's format a folder has. Raises ModelError for none, and for pipelines that predict no depth."""
+    if (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json")
+        kind = index.get("_class_name")
+        name = str(kind[-1] if isinstance(kind, list) and kind else kind)  # [module, class] if it brings code along
+        if "Normals" in name or "Intrinsics" in name:
+            what = "surface normals" if "Normals" in name else "materials and lighting"
+            raise ModelError(f"{folder} is a {name}, which predicts {what}: use a Marigold depth checkpoint")
+        return "marigold"
+    if (folder / "config.json").is_file():
+        return "transformers"
+    raise ModelError(
+        f"{folder} is no checkpoint: it holds neither model_index.json (Marigold) nor config.json (transformers)"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

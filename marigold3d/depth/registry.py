@@ -1,92 +1,23 @@
-"""Names of depth models, where their weights come from, and under which licence."""
+"""From a model's name, folder or hub name to its estimator."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..config import DepthConfig
 from ..errors import ModelError, UsageError
-from ..types import Domain
+from .catalogue import MODELS as MODELS
+from .catalogue import ModelEntry as ModelEntry
 from .protocol import DepthEstimator
-
-Family = Literal["compact", "marigold", "transformers"]
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A named model: hub `repo` (None: in the package), `licence` of its weights, `size_mb` to fetch, about."""
-
-    repo: str | None
-    family: Family
-    domain: Domain
-    licence: str
-    size_mb: int
-    note: str
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # defaults that the checkpoint's own files lack or get wrong
-
-
-def _marigold(repo: str, licence: str, note: str, **options: Any) -> ModelEntry:
-    return ModelEntry(repo, "marigold", "depth", licence, 5200, note, options)
-
-
-def _disparity(repo: str, licence: str, size_mb: int, note: str) -> ModelEntry:
-    return ModelEntry(repo, "transformers", "disparity", licence, size_mb, note)
-
-
-def _metric(repo: str, licence: str, size_mb: int, note: str) -> ModelEntry:
-    return ModelEntry(repo, "transformers", "metric", licence, size_mb, note)
-
-
-_RAIL = "OpenRAIL++-M"
-_NON_COMMERCIAL = "CC-BY-NC-4.0"
-
-MODELS: Mapping[str, ModelEntry] = {
-    "compact": ModelEntry(
-        None, "compact", "log_depth", "Apache-2.0", 0, "in the package, no download, for any computer"
-    ),
-    "marigold": _marigold("prs-eth/marigold-depth-v1-1", _RAIL, "latent diffusion, 1 to 4 steps"),
-    "marigold-lcm": _marigold("prs-eth/marigold-depth-lcm-v1-0", "Apache-2.0", "consistency-distilled, 1 to 4 steps"),
-    # Its files say "leading", which spoils few-step sampling: arXiv 2409.11355, section 3.
-    "marigold-v1-0": _marigold(
-        "prs-eth/marigold-depth-v1-0", "Apache-2.0", "the first release", timestep_spacing="trailing"
-    ),
-    # Fine-tuned through the sampler on zero noise and one step, and meant for nothing else.
-    "marigold-e2e": _marigold(
-        "GonzaloMG/marigold-e2e-ft-depth",
-        "Apache-2.0",
-        "deterministic, one step",
-        noise="zeros",
-        steps=1,
-        timestep_spacing="trailing",
-    ),
-    "depth-anything-v2-small": _disparity("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", 99, "fast"),
-    "depth-anything-v2-base": _disparity("depth-anything/Depth-Anything-V2-Base-hf", _NON_COMMERCIAL, 390, "balanced"),
-    "depth-anything-v2-large": _disparity("depth-anything/Depth-Anything-V2-Large-hf", _NON_COMMERCIAL, 1340, "sharp"),
-    "depth-anything-v1-small": _disparity("LiheYoung/depth-anything-small-hf", "Apache-2.0", 99, "fast"),
-    "depth-anything-v1-large": _disparity(
-        "LiheYoung/depth-anything-large-hf", "Apache-2.0", 1340, "free of use limits"
-    ),
-    "dpt-large": _disparity("Intel/dpt-large", "Apache-2.0", 1370, "MiDaS 3.0"),
-    "depth-anything-v2-indoor": _metric(
-        "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", "Apache-2.0", 99, "metres, indoors to 20 m"
-    ),
-    "depth-anything-v2-outdoor": _metric(
-        "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf", "Apache-2.0", 99, "metres, outdoors to 80 m"
-    ),
-    "zoedepth": _metric("Intel/zoedepth-nyu-kitti", "MIT", 1380, "metres, indoors and streets"),
-}
-"""Every named model. Licences are those of the weights, as their authors state them; read them before you publish."""
 
 
 def load_estimator(config: DepthConfig) -> DepthEstimator:
     """The estimator that `config.model` names: a registered name, else a local folder, else a hub name.
 
-    A folder with model_index.json is a Marigold checkpoint, one with config.json a transformers network.
+    A folder with model_index.json is a Marigold checkpoint, one with config.json a transformers network. What is
+    missing of it is downloaded, unless `config.offline`; a line on stderr says so beforehand.
     Raises ModelError for unknown names and unusable weights, UsageError for settings the model cannot follow.
     """
     entry = MODELS.get(config.model)
@@ -96,34 +27,45 @@ def load_estimator(config: DepthConfig) -> DepthEstimator:
 
 
 def _registered(config: DepthConfig, entry: ModelEntry) -> DepthEstimator:
+    if config.domain not in (None, entry.domain):
+        raise UsageError(f"{config.model} predicts {entry.domain}: leave --domain {config.domain} out")
     if entry.repo is None:
         return _compact(config)
+    if entry.family == "transformers":
+        _refuse_sampling(config)  # before a download, not after
+    here = _fetched(entry.repo, config, entry.licence)
     known = {"name": config.model, "licence": entry.licence}
     if entry.family == "marigold":
-        return _marigold_estimator(entry.repo, config, **known, **entry.options)
-    return _transformers_estimator(entry.repo, config, domain=entry.domain, **known)
+        return _marigold_estimator(entry.repo, here, **known, **entry.options)
+    return _transformers_estimator(entry.repo, replace(here, domain=entry.domain), **known)
 
 
 def _unregistered(config: DepthConfig) -> DepthEstimator:
-    from .checkpoint import checkpoint_folder
+    from .checkpoint import checkpoint_family, checkpoint_folder
 
-    if "/" not in config.model and not Path(config.model).is_dir():
+    if "/" not in config.model and not Path(config.model).exists():
         raise ModelError(f"unknown model {config.model!r}: use {', '.join(MODELS)}, a folder, or a hub name OWNER/NAME")
     folder = checkpoint_folder(config.model, config.offline)
     here = replace(config, offline=True)  # whatever it is, it is on this computer now
-    if (folder / "model_index.json").is_file():
+    if checkpoint_family(folder) == "marigold":
         return _marigold_estimator(config.model, here)
-    if (folder / "config.json").is_file():
-        return _transformers_estimator(config.model, here)
-    raise ModelError(
-        f"{folder} is no checkpoint: it holds neither model_index.json (Marigold) nor config.json (transformers)"
-    )
+    return _transformers_estimator(config.model, here)
+
+
+def _fetched(repo: str, config: DepthConfig, licence: str) -> DepthConfig:
+    """The same settings, offline, once the checkpoint is on this computer."""
+    from .checkpoint import checkpoint_folder
+
+    checkpoint_folder(repo, config.offline, licence)
+    return replace(config, offline=True)
 
 
 def _compact(config: DepthConfig) -> DepthEstimator:
     from .compact import CompactEstimator
 
     _refuse_sampling(config)
+    if config.compile or config.dtype not in ("auto", "float32"):
+        raise UsageError("compact runs in float32 as it is: leave --compile and --dtype out")
     return CompactEstimator(device=config.device, processing_resolution=config.processing_resolution or 0)
 
 
@@ -154,8 +96,11 @@ def _transformers_estimator(source: str, config: DepthConfig, **known: Any) -> D
     _refuse_sampling(config)
     return TransformersEstimator(
         source,
+        domain=config.domain,  # type: ignore[arg-type]
         processing_resolution=config.processing_resolution,
         device=config.device,
+        dtype=config.dtype,
+        compiled=config.compile,
         offline=config.offline,
         **known,
     )
@@ -163,5 +108,10 @@ def _transformers_estimator(source: str, config: DepthConfig, **known: Any) -> D
 
 def _refuse_sampling(config: DepthConfig) -> None:
     """Settings without effect are mistakes, not wishes."""
-    if config.ensemble != 1 or config.steps is not None:
-        raise UsageError(f"--steps and --ensemble are for Marigold checkpoints; {config.model} predicts in one pass")
+    usual = DepthConfig()
+    options = ("steps", "ensemble", "resample", "tiny_vae", "warm_start", "sigma_every")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(config, name) != getattr(usual, name)]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for Marigold checkpoints only; {config.model} predicts in one pass, leave it out"
+        )

@@ -1,37 +1,41 @@
-"""Depth by any Hugging Face depth network: Depth Anything V1 and V2, DPT (MiDaS), ZoeDepth, GLPN and their kin."""
+"""Depth by any Hugging Face depth network: Depth Anything V1 and V2, DPT (MiDaS), ZoeDepth, GLPN, Depth Pro, TIPS."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ..errors import ModelError, UsageError
+from ..errors import Marigold3DError, ModelError, UsageError
 from ..types import Domain, RelativeDepth
 from .checkpoint import checkpoint_folder, quiet_transformers, read_json, short_sha256, weight_files
-from .device import choose_device, choose_dtype, load_error, parameters_to, run_within_memory
-from .images import check_rgb, fitted_size
+from .device import choose_device, choose_dtype, free_cache, load_error, parameters_to, run_within_memory
+from .images import check_rgb, check_side
+from .network_types import network_domain
+from .preprocessing import Preprocessor
+from .tuning import is_compiler_error
 
-_DOMAINS: dict[str, Domain] = {
-    "depth_anything": "disparity",
-    "dpt": "disparity",
-    "depth_pro": "disparity",  # before the field of view turns it into depth: 1/z up to a factor
-    "zoedepth": "metric",
-    "glpn": "metric",
-}
-"""What a model type predicts, unless its configuration or the caller says otherwise."""
+LOG = logging.getLogger("marigold3d")
+
+ENLARGED = "bilinear"
+"""How maps come to the frame's size. transformers takes bicubic, which overshoots at edges: points in mid-air."""
+
+LEAST_INVERSE, MOST_INVERSE = 1e-4, 1e4
+"""1/m between which Depth Pro's inverse depth is kept: from a tenth of a millimetre to ten kilometres."""
 
 
 class TransformersEstimator:
-    """Runs a depth network once a frame. Its numbers are passed on as they are; `domain` says what they mean.
+    """Runs a depth network once a frame.
 
     source: folder or hub name. domain: depth, disparity, log_depth or metric; taken from the model's type unless given,
-    which a fine-tuned network (a DPT trained for metres, say) may need. processing_resolution: longest side of the
-    network's input, px; None or 0: as its preprocessor says. dtype, device, offline: as for MarigoldEstimator.
+    which a fine-tuned network (a DPT trained for metres, say) may need; Depth Pro gives metres, or as "disparity" its
+    canonical inverse depth. processing_resolution: longest side of the network's input, px; None or 0: as its
+    preprocessor says. compiled: by torch.compile. dtype, device, offline: as for MarigoldEstimator.
 
     Raises ModelError for missing or damaged weights or an unknown type, UsageError for impossible settings.
     """
@@ -44,6 +48,7 @@ class TransformersEstimator:
         processing_resolution: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compiled: bool = False,
         offline: bool = False,
         name: str | None = None,
         licence: str = "unknown",
@@ -53,21 +58,28 @@ class TransformersEstimator:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.folder = checkpoint_folder(source, offline)
-        self.domain = _domain(self.folder, domain)
-        self.model, self.processor = _load(self.folder, self.dtype)
-        parameters_to(self.model, self.device)
+        self.domain = network_domain(self.folder, domain)
+        weight_files(self.folder)
+        self.kind = str(read_json(self.folder / "config.json")["model_type"])
+        self.preprocessor = Preprocessor(self.folder, self.kind)
         self.name, self.source, self.licence = name or Path(source).name, str(source), licence
         self.processing_resolution = processing_resolution or 0
-        if self.processing_resolution and not getattr(self.processor, "keep_aspect_ratio", False):
+        if self.processing_resolution and not self.preprocessor.is_resizable:
             raise UsageError(f"{self.name} takes images of one size only: leave --processing-resolution out")
+        self.model = parameters_to(_load(self.folder, self.dtype), self.device)
+        self.compiled = compiled
+        if compiled:
+            self.model.compile()
 
     def estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         """Depth of a batch: rgb (N, H, W, 3) uint8 sRGB -> N maps (H, W), independent of the batch they came in.
 
-        The batch is halved while it does not fit in memory. Raises InputError for anything but such a batch,
-        OutOfMemoryError if a single frame does not fit, ModelError if the network yields no finite numbers.
+        The batch is halved while it does not fit in memory, and repeated in float32, as are all that follow, if half
+        precision overflows. Raises InputError for anything but such a batch, OutOfMemoryError if a single frame does
+        not fit, ModelError if the network yields no finite numbers.
         """
         check_rgb(rgb)
+        check_side(rgb)
         return run_within_memory(self._estimate, rgb)
 
     def provenance(self) -> dict[str, str]:
@@ -85,69 +97,73 @@ class TransformersEstimator:
         }
 
     def _estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
-        height, width = rgb.shape[1:3]
-        with torch.no_grad():
-            pixels = self._pixels(rgb).to(self.device, self.dtype)  # (N, 3, h, w)
-            depth = self.model(pixel_values=pixels).predicted_depth.float()  # (N, h', w')
-            depth = self._at_frame_size(depth.flatten(0, -3), height, width)  # (N, H, W)
+        depth = self._depth(rgb)
+        if self.dtype != torch.float32 and not bool(torch.isfinite(depth).all()):
+            LOG.warning("%s overflows in %s: from here on it runs in float32", self.name, self.dtype)
+            self.dtype = torch.float32
+            self.model.float()
+            free_cache()
+            depth = self._depth(rgb)
         if not bool(torch.isfinite(depth).all()):
-            precision = str(self.dtype).removeprefix("torch.")
-            raise ModelError(f"{self.name} yields no finite depth in {precision}: use float32, or get it again")
+            raise ModelError(f"{self.name} yields no finite depth: its weights are damaged, get the checkpoint again")
         return [RelativeDepth(np.ascontiguousarray(values.cpu().numpy()), self.domain) for values in depth]
 
-    def _pixels(self, rgb: NDArray[np.uint8]) -> torch.Tensor:
-        """(N, 3, h, w) as the checkpoint's own preprocessor makes it."""
-        size: dict[str, Any] = {}
-        if self.processing_resolution:
-            h, w = fitted_size(rgb.shape[1], rgb.shape[2], self.processing_resolution)
-            size = {"size": {"height": h, "width": w}, "keep_aspect_ratio": False}
-        return self.processor(images=list(rgb), return_tensors="pt", **size).pixel_values
+    def _depth(self, rgb: NDArray[np.uint8]) -> torch.Tensor:
+        """(N, H, W) float32 in `domain`."""
+        with torch.no_grad():
+            pixels = self.preprocessor(rgb, self.processing_resolution).to(self.device, self.dtype)  # (N, 3, h, w)
+            try:
+                output = self.model(pixel_values=pixels)
+            except Exception as error:
+                if self.compiled and is_compiler_error(error):
+                    raise UsageError(
+                        "torch.compile failed, for want of a C++ compiler perhaps: drop --compile"
+                    ) from error
+                raise
+            depth = output.predicted_depth.float().flatten(0, -3)  # (N, h', w')
+            if self.kind == "depth_pro" and self.domain == "metric":
+                depth = inverse_depth(depth, output.field_of_view.float())
+            depth = self._at_frame_size(depth, rgb.shape[1], rgb.shape[2])  # (N, H, W)
+            if self.kind == "depth_pro" and self.domain == "metric":
+                depth = 1.0 / depth.clamp(LEAST_INVERSE, MOST_INVERSE)
+        return depth
 
     def _at_frame_size(self, depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(N, height, width) from the network's (N, h, w), without the margin that its preprocessor added."""
-        top, left = self._margin(height, width)
+        top, left = self.preprocessor.margin(height, width)
         size = (height + 2 * top, width + 2 * left)
-        # Bilinear, where transformers takes bicubic: an overshoot at a depth edge would be a point in mid-air.
-        full = F.interpolate(depth[:, None], size, mode="bilinear")[:, 0]
+        full = F.interpolate(depth[:, None], size, mode=ENLARGED)[:, 0]
         return full[:, top : top + height, left : left + width]
 
-    def _margin(self, height: int, width: int) -> tuple[int, int]:
-        """ZoeDepth mirrors 3 sqrt(side / 2) pixels around the frame, to keep its boundary artefacts out of it."""
-        if self.model.config.model_type != "zoedepth" or not self.processor.do_pad:
-            return 0, 0
-        return int(np.sqrt(height / 2) * 3), int(np.sqrt(width / 2) * 3)
+
+def inverse_depth(canonical: torch.Tensor, fov_x_deg: torch.Tensor) -> torch.Tensor:
+    """1/z in 1/m (N, h, w) from Depth Pro's canonical inverse depth C (N, h, w) and field of view (N,), degrees.
+
+    1/z = C w / f (Bochkovskii et al., arXiv 2410.02073, section 3), and w / f = 2 tan(fov / 2) at every image size.
+    """
+    return canonical * (2.0 * torch.tan(0.5 * torch.deg2rad(fov_x_deg))).view(-1, 1, 1)
 
 
-def _domain(folder: Path, given: Domain | None) -> Domain:
-    """What the network in `folder` predicts. Raises ModelError where neither its configuration nor the caller says."""
-    config = read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
-    if given is not None and given not in get_args(Domain):
-        raise UsageError(f"unknown domain {given!r}: use one of {', '.join(get_args(Domain))}")
-    if given is None and kind not in _DOMAINS:
-        raise ModelError(f"{folder} is of type {kind!r}, whose output is unknown: use one of {', '.join(_DOMAINS)}")
-    if given is None and config.get("depth_estimation_type") == "metric":
-        return "metric"
-    return given or _DOMAINS[kind]
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    """The network. No code from the checkpoint is run, no pickle is opened."""
+    from transformers import AutoModelForDepthEstimation
 
-
-def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The network and its preprocessor. No code from the checkpoint is run, no pickle is opened."""
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation, __version__
-
-    weight_files(folder)
-    read_json(folder / "preprocessor_config.json")
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    # Pillow's resampling, with or without torchvision: the same frame gives the same depth everywhere.
-    pillow = {"use_fast": False} if __version__.startswith("4.") else {"backend": "pil"}
     try:
         with quiet_transformers():
-            processor = AutoImageProcessor.from_pretrained(folder, **pillow, **safe)
             model, report = AutoModelForDepthEstimation.from_pretrained(
-                folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **safe
+                folder,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
             )
+    except Marigold3DError:
+        raise
     except Exception as error:
         raise load_error(folder, error) from error
-    if report["missing_keys"]:
-        raise ModelError(f"{folder} lacks weights ({sorted(report['missing_keys'])[0]}, …): get the checkpoint again")
-    return model, processor
+    for what, keys in (("lacks weights", "missing_keys"), ("has weights of other shapes", "mismatched_keys")):
+        if report.get(keys):
+            first = sorted(map(str, report[keys]))[0]
+            raise ModelError(f"{folder} {what} ({first[:80]}, …): get the checkpoint again")
+    return model
