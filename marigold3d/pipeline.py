@@ -91,6 +91,8 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
         cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator))
         if config.poses.source == "odometry":
             cameras = yield from _timed(job, "odometry", walk(job, scan, cameras, aligned))
+            if cameras.model is not None:  # flow takes depth for constant along it; poses and points know better
+                cameras, aligned = yield from _timed(job, "align", align_depth(job, scan, cameras, relative, estimator))
         cameras, depth = yield from _timed(
             job, "refine", refine_depth(job, scan, cameras, aligned, config.depth.device)
         )

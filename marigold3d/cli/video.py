@@ -68,7 +68,11 @@ def video(
     ] = None,
     poses: Annotated[
         Path | None,
-        typer.Option(help="Camera-to-world poses: TUM, COLMAP folder, transforms.json, .npy.", rich_help_panel=POSES),
+        typer.Option(
+            help="Camera-to-world poses: TUM, COLMAP folder, transforms.json, .npy; or `odometry`: from colour and "
+            "depth, where texture is too poor for structure from motion.",
+            rich_help_panel=POSES,
+        ),
     ] = None,
     metric_poses: Annotated[
         bool, typer.Option("--metric-poses", help="The poses' translations are metres.", rich_help_panel=POSES)
@@ -117,7 +121,8 @@ def video(
 
     if sum((poses is not None, static, no_poses)) > 1:
         raise UsageError("--poses, --static and --no-poses exclude each other: give one")
-    if metric_poses and poses is None:
+    walked = poses == Path("odometry")
+    if metric_poses and (poses is None or walked):
         raise UsageError("--metric-poses says what the units of --poses FILE are: give the file too")
     numbers, file = _intrinsics(intrinsics)
     settings = c.RunConfig(
@@ -126,8 +131,8 @@ def video(
         depth=c.DepthConfig(model, device.value, steps, ensemble, seed, processing_resolution, offline=offline),
         camera=c.CameraConfig(fov, focal_px, focal_35mm, numbers, file),
         poses=c.PoseConfig(
-            "none" if no_poses else "static" if static else "file" if poses else "sfm",
-            poses,
+            "none" if no_poses else "static" if static else "odometry" if walked else "file" if poses else "sfm",
+            None if walked else poses,
             metric_poses,
             allow_cuts=allow_cuts,
         ),

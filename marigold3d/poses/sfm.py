@@ -119,7 +119,7 @@ def _require_parallax(model: SparseModel | None, keyframes: int) -> SparseModel:
         found = 0 if model is None else len(model.frames)
         raise GeometryError(
             f"the camera path cannot be recovered: {found} of {keyframes} keyframes hold together (too little texture, "
-            f"blur, or no parallax); {remedy}"
+            f"blur, or no parallax); --poses odometry needs less texture; or {remedy}"
         )
     if np.median(model.sin_angle) < MIN_SINE:
         raise GeometryError(

@@ -83,7 +83,7 @@ def align_depth(
         relative, guided = yield from guide_keyframes(job, cameras, relative, sources, estimator)
         sources.append(guided)
     flow: FlowBetween | None = None
-    if job.config.poses.source in UNKNOWN_POSES:
+    if job.config.poses.source in UNKNOWN_POSES and not cameras.is_moving:
         flow = ClipFlow((yield from thumbnails_steps(job.video)))
     store = DepthStore.open(job.run, "aligned", scan)
     report: AlignmentReport = yield from align_clip(

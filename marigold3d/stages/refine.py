@@ -190,7 +190,7 @@ def _in_line(
     limit_px = INCONSISTENT_PX * max(camera.width, camera.height) / CHECKED_SIDE
     lost = report["photometric_matches"] < LEAST_FOUND
     fit = not (lost or found.across_px > HOPELESS * limit_px)
-    if not config.poses:
+    if not (config.poses or job.config.poses.source == "odometry"):  # what follows from depth is never photometric
         if lost or found.across_px > limit_px:
             job.warn(
                 f"the imported poses do not fit the pictures: {found.matches} of {found.tried} points of a view are "
