@@ -144,6 +144,8 @@ def cpu_table(args: argparse.Namespace, folder: Path) -> None:
         (of_marigold3d, "bfloat16"),
         (of_marigold3d, "auto"),
     ):
+        if str(dtype).removeprefix("torch.") not in args.only:
+            continue
         row: Competitor = make(folder, dtype, "cpu", 1)  # type: ignore[operator]
         row.run(rgb, "cpu")
         beside = Competitor("", base.estimate)
@@ -195,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["sd2", "small"], default="sd2")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["float32", "bfloat16", "auto"], help="precisions, on the CPU")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
     args = parser.parse_args()
