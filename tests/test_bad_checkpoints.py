@@ -17,8 +17,7 @@ from safetensors.numpy import load_file, save_file
 from marigold3d.config import DepthConfig
 from marigold3d.depth import load_estimator
 from marigold3d.errors import ModelError
-
-from .depth_networks import write_network
+from tests.depth_networks import write_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,8 +22,7 @@ from marigold3d.depth.network_types import DOMAINS, REFUSED, network_domain
 from marigold3d.depth.preprocessing import FixedSize
 from marigold3d.depth.transformers import TransformersEstimator, inverse_depth
 from marigold3d.errors import InputError, ModelError, UsageError
-
-from .depth_networks import FAMILIES, write_network
+from tests.depth_networks import FAMILIES, write_network
 
 Frames = NDArray[np.uint8]
 

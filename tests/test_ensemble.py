@@ -10,8 +10,7 @@ import pytest
 from marigold3d.depth.ensemble import Mode, align_ensemble, merge_ensemble, pairwise_rms
 from marigold3d.depth.reduction import Reduction
 from marigold3d.errors import InputError
-
-from .ensemble_cases import (
+from tests.ensemble_cases import (
     corrupted,
     diffusers_merge,
     full_cost,

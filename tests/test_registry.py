@@ -15,6 +15,7 @@ import pytest
 from marigold3d.config import DepthConfig
 from marigold3d.depth import MODELS, load_estimator
 from marigold3d.errors import ModelError, UsageError
+from tests.depth_networks import write_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,6 +57,38 @@ def test_a_registered_checkpoint_brings_its_own_settings(
     assert (tuned.noise, tuned.steps) == ("zeros", 1)
     with pytest.raises(UsageError, match="--ensemble 1"):
         load_estimator(DepthConfig(model="marigold-e2e", device="cpu", ensemble=4))
+
+
+def test_a_named_model_keeps_its_domain_and_a_folder_takes_yours(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compact predicts log_depth: leave --domain metric out"):
+        load_estimator(DepthConfig(domain="metric"))
+    folder = write_network(tmp_path, "depth_anything")
+    assert load_estimator(DepthConfig(model=str(folder), device="cpu", domain="metric")).domain == "metric"
+    with pytest.raises(UsageError, match="unknown domain 'inverse'"):
+        load_estimator(DepthConfig(model=str(folder), device="cpu", domain="inverse"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 2, "ensemble": 3}, "--steps, --ensemble: for Marigold checkpoints only"),
+        ({"warm_start": True}, "--warm-start: for Marigold"),
+        ({"tiny_vae": "some/where"}, "--tiny-vae: for Marigold"),
+        ({"sigma_every": 5}, "--sigma-every: for Marigold"),
+        ({"resample": "nearest"}, "--resample: for Marigold"),
+    ],
+)
+@pytest.mark.parametrize("model", ["compact", "depth-anything-v2-large"])
+def test_settings_without_effect_are_refused_before_a_download(
+    model: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_estimator(DepthConfig(model=model, device="cpu", **settings))
+
+
+def test_compact_has_one_precision() -> None:
+    with pytest.raises(UsageError, match="compact runs in float32"):
+        load_estimator(DepthConfig(dtype="float16", device="cpu"))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -15,8 +15,7 @@ from marigold3d.config import DepthConfig
 from marigold3d.depth import load_estimator
 from marigold3d.depth.transformers import TransformersEstimator
 from marigold3d.errors import InputError, ModelError, OutOfMemoryError, UsageError
-
-from .depth_networks import DPT_SETTINGS, write_network
+from tests.depth_networks import DPT_SETTINGS, write_network
 
 Frames = NDArray[np.uint8]
 

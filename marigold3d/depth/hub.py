@@ -37,8 +37,9 @@ def fetch(name: str, offline: bool = False, licence: str | None = None) -> Path:
         info = HfApi().model_info(name, files_metadata=True, timeout=20)
         files = wanted_files(name, {file.rfilename: file.size or 0 for file in info.siblings or ()})
         missing = {file: size for file, size in files.items() if not is_cached(name, file, info.sha)}
-        if missing:
-            _announce(name, sum(missing.values()), _licence(info) or licence)
+        if not missing and (here := cached(name, info.sha)) is not None:
+            return here
+        _announce(name, sum(missing.values()), _licence(info) or licence)
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except ModelError:
         raise
@@ -48,12 +49,12 @@ def fetch(name: str, offline: bool = False, licence: str | None = None) -> Path:
         return cached(name) or _refuse(name, error)
 
 
-def cached(name: str) -> Path | None:
+def cached(name: str, revision: str | None = None) -> Path | None:
     """Folder of `name` in the hub's cache, as far as it was downloaded; None if it never was."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("model_index.json", "config.json"):
-        found = try_to_load_from_cache(name, file)
+        found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None
