@@ -130,6 +130,8 @@ class GuidedEstimator:
             raise UsageError("guidance needs positive steps, iterations and rates")
         if not 0 <= held_out <= 0.5:
             raise UsageError(f"at most half of the cues can be held out, got a share of {held_out}")
+        if estimator.dtype == torch.float16 and estimator.device.type == "cpu":
+            estimator.to_float32()  # chosen for speed; gradients of hundreds of layers leave its range
         estimator.timesteps(self.steps)  # now, so that an impossible number is reported before any frame is read
 
     def align(self, rgb: NDArray[np.uint8], cues: SparseCues) -> GuidedDepth:

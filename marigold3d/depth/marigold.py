@@ -174,7 +174,7 @@ class MarigoldEstimator(Sampler):
             found = self._predict(rgb, members, before)
             if self.dtype != torch.float32 and not _finite(found):
                 LOG.warning("%s overflows in %s: from here on it runs in float32", self.name, plain(self.dtype))
-                self._to_float32()
+                self.to_float32()
                 found = self._predict(rgb, members, before)
         except Exception as error:
             if self.compiled and is_compiler_error(error):
@@ -198,6 +198,13 @@ class MarigoldEstimator(Sampler):
         full: FloatImage = resized(maps[None].float(), size, antialias=False, resample=self.resample)[0].cpu().numpy()
         return RelativeDepth(full[0], self.domain, full[1] if len(full) > 1 else None)
 
+    def to_float32(self) -> None:
+        """Runs in float32 from here on, with the weights as they are."""
+        self.dtype = torch.float32
+        for network in (self.model.unet, self.model.vae, self.model.decoder):
+            network.float()
+        free_cache()
+
     def _estimate(self, rgb: NDArray[np.uint8]) -> list[RelativeDepth]:
         frames = self.predict(rgb, [self.ensemble] * len(rgb))
         return [self.merged(torch.stack([m.depth for m in members]), rgb.shape[1:3]) for members in frames]
@@ -220,12 +227,6 @@ class MarigoldEstimator(Sampler):
 
     def _fitting_rows(self, size: tuple[int, int]) -> int:
         return fitting_rows(self.model, self.dtype, self.device, size[0] * size[1])
-
-    def _to_float32(self) -> None:
-        self.dtype = torch.float32
-        for network in (self.model.unet, self.model.vae, self.model.decoder):
-            network.float()
-        free_cache()
 
     def _check_noise(self) -> None:
         if self.noise == "zeros" and self.ensemble > 1:
