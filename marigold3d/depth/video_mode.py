@@ -113,8 +113,8 @@ class MarigoldPass:
         if estimator.sigma_every == 1:
             return estimator.merged(maps, size)
         depth = estimator.at_size(torch.cat([single, _sigma_in_units_of_first(maps, estimator)]), size)
-        assert depth.uncertainty is not None
-        self._law = SigmaLaw.fitted(depth.values, depth.uncertainty)
+        if depth.uncertainty is not None:
+            self._law = SigmaLaw.fitted(depth.values, depth.uncertainty)
         return depth
 
 

@@ -137,7 +137,9 @@ def cpu_table(args: argparse.Namespace, folder: Path) -> None:
     base = of_diffusers(folder, torch.float32, "cpu", 1)
     base.run(rgb, "cpu")  # the first run of anything allocates and chooses kernels
     print(f"{width}x{height}, {torch.get_num_threads()} threads, best of {args.rounds}; spread {base.depth.std():.3f}")
-    print("| | wall s | CPU s | diffusers float32, CPU s | times faster | error |\n|---|---|---|---|---|---|")
+    print(
+        "| | wall s | CPU s | diffusers float32, CPU s | times faster | error |\n|---|---|---|---|---|---|", flush=True
+    )
     for make, dtype in (
         (of_marigold3d, "float32"),
         (of_diffusers, torch.bfloat16),
