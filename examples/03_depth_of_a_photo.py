@@ -16,8 +16,7 @@ from PIL import Image
 
 from marigold3d import load_estimator, open_video
 from marigold3d.config import DepthConfig, VideoConfig
-from marigold3d.export.preview import colorize
-from marigold3d.single import far_large
+from marigold3d.export.preview import colorize, far_large
 
 HERE = Path(__file__).resolve().parent
 

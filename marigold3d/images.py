@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import glob
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import VideoConfig
 from .errors import InputError
-from .frames import VideoInfo, VideoSource, check_range, select
+from .frames import VideoInfo, VideoSource, check_range, reduced_size, select
 from .types import Frame
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"})
 
+MOST_MEGAPIXELS = 64  # of a picture that is used at full size: its depth alone takes half a gigabyte
 EXIF_ORIENTATION = 274
 EXIF_IFD = 0x8769
 EXIF_FOCAL_35MM = 41989
@@ -82,27 +85,50 @@ class ImageSequence(VideoSource):
             yield Frame(index, time_s, _read_rgb(file, self.size(max_side)))
 
 
-def _header(file: Path) -> tuple[tuple[int, int], float | None]:
-    """Upright (width, height), and the EXIF 35 mm equivalent focal length in mm, without reading the pixels."""
+def image_size(file: Path) -> tuple[int, int]:
+    """Upright (width, height) of an image, from its header. InputError when it is none."""
+    return _header(file)[0]
+
+
+def read_image(file: Path, max_side: int | None = None) -> NDArray[np.uint8]:
+    """uint8 sRGB (H, W, 3) of an image, upright, its longest side at most `max_side` px (None: full size).
+
+    InputError when it cannot be read, or has more than MOST_MEGAPIXELS at full size.
+    """
+    width, height = image_size(file)
+    size = reduced_size(width, height, max_side)
+    if size[0] * size[1] > MOST_MEGAPIXELS * 1_000_000:
+        raise InputError(
+            f"{file}: {width}x{height} px is more than {MOST_MEGAPIXELS} megapixels: reduce it with --max-side 8000"
+        )
+    return _read_rgb(file, size)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Pillow's image; what it warns of goes to nobody, what it cannot read is an InputError."""
     try:
-        with Image.open(file) as image:
-            exif = image.getexif()
-            size = image.size[::-1] if exif.get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
-            focal = exif.get_ifd(EXIF_IFD).get(EXIF_FOCAL_35MM)
-            return size, float(focal) if focal else None
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            yield image
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(file, error) from error
 
 
+def _header(file: Path) -> tuple[tuple[int, int], float | None]:
+    """Upright (width, height), and the EXIF 35 mm equivalent focal length in mm, without reading the pixels."""
+    with _opened(file) as image:
+        exif = image.getexif()
+        size = image.size[::-1] if exif.get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+        focal = exif.get_ifd(EXIF_IFD).get(EXIF_FOCAL_35MM)
+        return size, float(focal) if focal else None
+
+
 def _read_rgb(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 sRGB (H, W, 3), upright, reduced to `size` (width, height) by averaging."""
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(_as_rgb(opened))
-            image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
-            return np.array(image, np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(file, error) from error
+    with _opened(file) as opened:
+        image = ImageOps.exif_transpose(_as_rgb(opened))
+        image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
+        return np.array(image, np.uint8)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -110,13 +136,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
-        exif = image.getexif()
-        grey = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+        exif, values = image.getexif(), np.asarray(image)
+        values = values if values.dtype == np.uint16 else values.clip(0, 65535).astype(np.uint16)
+        grey = Image.fromarray((values // 257).astype(np.uint8))
         grey.getexif()[EXIF_ORIENTATION] = exif.get(EXIF_ORIENTATION, 1)
         image = grey
     return image.convert("RGB")
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        return InputError(f"{file}: more than {most} megapixels, too large to be read: reduce it first")
     reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0]
     return InputError(f"{file}: cannot be read ({reason}); replace or remove it")

@@ -29,6 +29,8 @@ TITLES = {
     "between": "Refining the rest",
     "fuse": "Fusing the cloud",
     "write": "Writing depth maps",
+    "files": "Writing files",
+    "preview": "Encoding the preview",
 }
 
 
@@ -47,13 +49,28 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
 @contextmanager
 def _rich_bars() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
 
     columns = (
         TextColumn("{task.description:22s}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -79,19 +96,20 @@ class _PlainLines:
     """A line a stage and another every ten seconds: for log files."""
 
     def __init__(self) -> None:
-        self._stage = ""
+        self._stage, self._first = "", 0  # and how much of it was done when it began: a resumed run starts later
         self._began = self._printed = time.monotonic()
 
     def __call__(self, p: Progress) -> None:
         now = time.monotonic()
         if p.stage != self._stage:
-            self._stage, self._began, self._printed = p.stage, now, now
+            self._stage, self._first, self._began, self._printed = p.stage, p.done, now, now
             print(f"{TITLES.get(p.stage, p.stage)} ...", file=sys.stderr, flush=True)
         elif now - self._printed >= PLAIN_INTERVAL_S and p.total:
             self._printed = now
-            left = (now - self._began) / max(p.done, 1) * (p.total - p.done)
+            rate = max(p.done - self._first, 1) / (now - self._began)
             print(
-                f"{TITLES.get(p.stage, p.stage)} {p.done}/{p.total}, about {left:.0f} s left",
+                f"{TITLES.get(p.stage, p.stage)} {p.done}/{p.total}, {rate:.1f}/s, "
+                f"about {(p.total - p.done) / rate:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

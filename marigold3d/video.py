@@ -7,7 +7,7 @@ even where the frame rate varies. Pixels are taken as square. Only this module k
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from .frames import VideoInfo, VideoSource, check_range, select
 from .images import IMAGE_SUFFIXES, open_images
 from .types import Frame
 
-__all__ = ["VideoFile", "VideoInfo", "VideoSource", "open_video", "write_video"]
+__all__ = ["VideoFile", "VideoInfo", "VideoSource", "open_video", "video_writer", "write_video"]
 
 av.logging.set_level(None)  # FFmpeg must not write on the user's terminal
 
@@ -190,23 +190,46 @@ def write_video(path: str | Path, frames_rgb: Iterable[NDArray[np.uint8]], fps: 
 
     Raises OutputError when the file cannot be written.
     """
+    with video_writer(path, fps) as add:
+        for rgb in frames_rgb:
+            add(rgb)
+
+
+@contextlib.contextmanager
+def video_writer(
+    path: str | Path, fps: float, *, preset: str = "medium"
+) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """A function that adds a frame to the video, which appears when the block ends well; as `write_video`.
+
+    preset: x264's, from "ultrafast" to "veryslow".
+    """
     if Path(path).suffix.lower() not in WRITTEN_SUFFIXES:
         raise OutputError(f"{path}: choose a name that ends in {', '.join(WRITTEN_SUFFIXES)}")
     with atomic_path(path) as temporary:
         try:
-            _encode(temporary, frames_rgb, fps)
+            with av.open(str(temporary), "w") as container:
+                encoder = _Encoder(container, fps, preset)
+                yield encoder.add
+                encoder.finish()
         except av.FFmpegError as error:
             raise OutputError(f"{path}: cannot be encoded ({_reason(error)}); check the disk and the folder") from error
 
 
-def _encode(path: Path, frames_rgb: Iterable[NDArray[np.uint8]], fps: float) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
-        stream.pix_fmt = "yuv420p"
-        for index, rgb in enumerate(frames_rgb):
-            height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2  # yuv420p halves the chroma
-            if index == 0:
-                stream.width, stream.height = width, height
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+class _Encoder:
+    """The video stream of a container; its size is that of the first frame."""
+
+    def __init__(self, container: Any, fps: float, preset: str) -> None:
+        rate, options = Fraction(fps).limit_denominator(1001), {"crf": "18", "preset": preset}
+        self._container, self._begun = container, False
+        self._stream = container.add_stream("libx264", rate=rate, options=options)
+        self._stream.pix_fmt = "yuv420p"
+
+    def add(self, rgb: NDArray[np.uint8]) -> None:
+        height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2  # yuv420p halves the chroma
+        if not self._begun:
+            self._stream.width, self._stream.height, self._begun = width, height, True
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def finish(self) -> None:
+        self._container.mux(self._stream.encode(None))

@@ -282,10 +282,10 @@ def test_a_disk_that_fills_up_while_depth_is_stored(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["depth", "IN/nowhere.png", "-o", "OUT"], "no such image"),
+        (["depth", "IN/nowhere.png", "-o", "OUT"], "no such file"),
         (["depth", "IN/broken.png", "-o", "OUT"], "cannot be read"),
         (["depth", "IN/text.mp4", "-o", "OUT"], "not a readable video"),
-        (["depth", "IN/no_images", "-o", "OUT"], "no such image"),
+        (["depth", "IN/no_images", "-o", "OUT"], "neither images nor clips"),
         (["info", "IN"], "not a run folder"),
         (["info", "IN/nowhere"], "not a run folder"),
         (["view", "IN"], "not a run folder"),
@@ -301,7 +301,7 @@ def test_other_commands(
     args: list[str],
     words: str,
 ) -> None:
-    monkeypatch.setattr("marigold3d.single.load_estimator", lambda _: None)
+    monkeypatch.setattr("marigold3d.depth_files.run.load_estimator", lambda _: None)
     placed = [a.replace("IN", str(inputs)).replace("OUT", str(tmp_path / "out")) for a in args]
     refused(marigold3d(*placed), 3, words)
     assert not list(tmp_path.rglob("*.*"))

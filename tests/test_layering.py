@@ -29,7 +29,7 @@ LAYERS = (  # a module or package imports only what stands before it
         "realign",
         "edits",
         "export_run",
-        "single",
+        "depth_files",
         "terminal",
         "batch",
         "cli",

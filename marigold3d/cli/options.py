@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-CAMERA, POSES, METRES, ADVANCED = "Camera", "Poses", "Known depths and lengths", "Fine tuning"
+CLIPS, CAMERA, POSES, METRES, ADVANCED = "Clips", "Camera", "Poses", "Known depths and lengths", "Fine tuning"
 
 
 class Device(StrEnum):
@@ -61,6 +61,41 @@ ProcessingResolution = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the initial noise.", rich_help_panel=ADVANCED)]
 Offline = Annotated[bool, typer.Option("--offline", help="Never contact the model hub.", rich_help_panel=ADVANCED)]
+Meaning = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        help="What an unknown network's numbers mean: depth, disparity, log_depth or metric.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="Precision: auto, float32, float16 or bfloat16.", rich_help_panel=ADVANCED)]
+Resample = Annotated[
+    str,
+    typer.Option(
+        help="How frames are brought to the network's size: bilinear, bicubic or nearest.", rich_help_panel=ADVANCED
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the networks: minutes to start, then faster.", rich_help_panel=ADVANCED),
+]
+TinyVae = Annotated[
+    str | None,
+    typer.Option(help="Small autoencoder (AutoencoderTiny) for a diffusion model's decoder.", rich_help_panel=ADVANCED),
+]
+WarmStart = Annotated[
+    bool,
+    typer.Option(
+        "--warm-start", help="Diffusion begins each frame of a clip from the one before.", rich_help_panel=ADVANCED
+    ),
+]
+SigmaEvery = Annotated[
+    int, typer.Option(help="With --ensemble: every n-th frame of a clip gets one.", rich_help_panel=ADVANCED)
+]
+Batch = Annotated[
+    int | None, typer.Option(help="Frames estimated together. Default: what fits.", rich_help_panel=ADVANCED)
+]
 
 
 def stem_of(clip: str) -> str:

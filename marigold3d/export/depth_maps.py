@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from .. import __version__
 from ..atomic import atomic_path
 from ..errors import InputError, OutputError
-from ..types import DepthMap, Units
+from ..types import DepthMap, FloatImage, Units
 from .preview import colorize, depth_range
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 MAX_VALUE = 65535  # of a 16-bit PNG; 0 means no depth
+NO_OPENEXR = "EXR files need OpenEXR: pip install 'marigold3d[export]'"
 SIGMA_STEP = 1e-4  # of the scene's typical depth, between two values of an encoded sigma
 
 
@@ -148,17 +149,27 @@ def read_depth_npz(path: str | Path) -> DepthMap:
 
 def write_depth_exr(path: str | Path, depth: DepthMap, units: Units) -> None:
     """Write channel Z (float32, 0 where invalid) and, where there is one, sigma. Needs marigold3d[export]."""
-    try:
-        import OpenEXR
-    except ImportError as error:
-        raise OutputError("EXR files need OpenEXR: pip install 'marigold3d[export]'") from error
     channels = {"Z": np.where(depth.valid, depth.depth, np.float32(0))}
     if depth.sigma is not None:
         channels["sigma"] = np.ascontiguousarray(depth.sigma, np.float32)
+    write_exr(path, channels, f"z-depth, units {units}", compress=True)
+
+
+def write_exr(path: str | Path, channels: dict[str, FloatImage], comment: str, *, compress: bool) -> None:
+    """Write float32 channels (H, W) by name as a scan-line EXR. OutputError without OpenEXR, or on a full disk."""
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise OutputError(NO_OPENEXR) from error
     header = {
-        "compression": OpenEXR.ZIP_COMPRESSION,
+        "compression": OpenEXR.ZIP_COMPRESSION if compress else OpenEXR.NO_COMPRESSION,
         "type": OpenEXR.scanlineimage,
-        "comments": f"z-depth, units {units}",
+        "comments": comment,
     }
     with atomic_path(path) as temporary:
-        OpenEXR.File(header, channels).write(str(temporary))
+        try:
+            OpenEXR.File(header, channels).write(str(temporary))
+        except RuntimeError as error:  # what OpenEXR makes of any failure of the system
+            raise OutputError(
+                f"cannot write {path} ({str(error).splitlines()[0]}): check the disk and the folder"
+            ) from error
