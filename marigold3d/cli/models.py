@@ -8,6 +8,8 @@ import typer
 
 from .options import print_json
 
+HERE = {"yes": "here", "no": "not here", "in part": "here in part"}
+
 
 def models(
     model: Annotated[
@@ -32,12 +34,11 @@ def models(
     if as_json:
         print_json(listed)
         return
-    print(f"{'name':26s}{'domain':11s}{'licence':15s}{'size':>8s}  {'here':8s}note")
     for name, entry in listed.items():
         terms = "" if entry["commercial_use"] else "; no commercial use"
         size = f"{entry['size_mb']} MB" if entry["size_mb"] else "-"
         about = f"{name:26s}{entry['domain']:11s}{entry['licence']:15s}{size:>8s}"
-        print(f"{about}  {entry['cached']:8s}{entry['note']}{terms}")
+        print(f"{about}  {HERE[entry['cached']]:17s}{entry['note']}{terms}")
 
 
 def _text(value: Any) -> str:
