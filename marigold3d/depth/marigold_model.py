@@ -92,11 +92,11 @@ def load_marigold(
     index = read_json(folder / "model_index.json")
     domain = _domain(folder, index, domain)
     classes = {part: _class_name(folder, index, part) for part in _CLASSES}
-    prompt = _empty_prompt(folder, device, dtype)
+    prompt = empty_prompt(folder).to(device, dtype)
     small = None if small_decoder is None else _small_decoder(small_decoder, device, dtype)
     model = MarigoldModel(
-        _network(folder / "unet", classes["unet"], device, dtype),
-        _network(folder / "vae", classes["vae"], device, dtype),
+        parameters_to(load_network(folder / "unet", classes["unet"], dtype), device),
+        parameters_to(load_network(folder / "vae", classes["vae"], dtype), device),
         _scheduler(folder, classes["scheduler"], timestep_spacing),
         prompt,
         domain,
@@ -147,8 +147,11 @@ def _class_name(folder: Path, index: dict[str, Any], part: str) -> str:
     return str(name)
 
 
-def _empty_prompt(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(1, tokens, channels): what the U-Net attends to in place of a text."""
+def empty_prompt(folder: Path) -> torch.Tensor:
+    """(1, tokens, channels) float32: what the U-Net attends to in place of a text. The text encoder is released again.
+
+    Raises ModelError where tokenizer or weights are missing or damaged.
+    """
     from transformers import CLIPTextModel, CLIPTokenizer
 
     weights = folder / "text_encoder"
@@ -160,7 +163,7 @@ def _empty_prompt(folder: Path, device: torch.device, dtype: torch.dtype) -> tor
             encoder = CLIPTextModel.from_pretrained(weights, use_safetensors=True, variant=variant, dtype=torch.float32)
         ids = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids  # (1, tokens)
         with torch.no_grad():
-            return encoder(ids)[0].to(device, dtype)  # type: ignore[no-any-return]
+            return encoder(ids)[0]  # type: ignore[no-any-return]
     except Exception as error:
         raise load_error(weights, error) from error
 
@@ -169,10 +172,11 @@ def _small_decoder(folder: Path, device: torch.device, dtype: torch.dtype) -> An
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != "AutoencoderTiny":
         raise ModelError(f"{folder} is a {kind}: --tiny-vae takes an AutoencoderTiny, such as madebyollin/taesd")
-    return _network(folder, kind, device, dtype)
+    return parameters_to(load_network(folder, kind, dtype), device)
 
 
-def _network(weights: Path, class_name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_network(weights: Path, class_name: str, dtype: torch.dtype) -> Any:
+    """A network of diffusers from the folder `weights`, on the CPU. Raises ModelError unless it is whole."""
     import diffusers
     from diffusers.utils.import_utils import is_accelerate_available
 
@@ -191,7 +195,7 @@ def _network(weights: Path, class_name: str, device: torch.device, dtype: torch.
         raise load_error(weights, error) from error
     if report["missing_keys"]:  # diffusers would leave them at random values
         raise ModelError(f"{weights} lacks weights ({report['missing_keys'][0]}, …): get the checkpoint again")
-    return parameters_to(network, device)
+    return network
 
 
 def _scheduler(folder: Path, class_name: str, timestep_spacing: str | None) -> Any:

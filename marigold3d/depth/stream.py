@@ -66,7 +66,7 @@ def stream_or_waiting(
     at_once = estimator.frames_at_once if isinstance(estimator, ParallelEstimator) else 1
     fitting = 1 if at_once > 1 else batch
     batches = _batches(frames, lambda h, w: fitting or _batch_size(estimator, h, w))
-    estimated = (
+    estimated: ClipPass = (
         estimator.clip_pass() if isinstance(estimator, ClipEstimator) else lambda _, rgb: estimator.estimate(rgb)
     )
 
@@ -135,12 +135,6 @@ def _batches(frames: Iterable[Numbered], size_of: Callable[[int, int], int]) -> 
 
 def _batch_size(estimator: DepthEstimator, height: int, width: int) -> int:
     return estimator.batch_size(height, width) if isinstance(estimator, ClipEstimator) else BATCH
-
-
-def _pass_of(estimator: DepthEstimator) -> ClipPass:
-    if isinstance(estimator, ClipEstimator):
-        return estimator.clip_pass()
-    return lambda _, rgb: estimator.estimate(rgb)
 
 
 def _on_cores(

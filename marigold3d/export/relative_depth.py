@@ -113,7 +113,7 @@ def read_npz(path: Path) -> RelativeDepth:
             return RelativeDepth(arrays["depth"], str(arrays["domain"]), arrays.get("uncertainty"))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # zipfile and numpy raise many kinds
+    except Exception as error:  # numpy and zipfile raise many kinds
         raise InputError(f"{path}: not a depth file of marigold3d ({error}): remove it and run again") from error
 
 
@@ -123,7 +123,7 @@ def read_npy(path: Path) -> FloatImage:
         numbers = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds
         raise InputError(f"{path}: not a depth file of marigold3d ({error}): remove it and run again") from error
     if getattr(numbers, "ndim", 0) != 2 or numbers.dtype != np.float32:
         raise InputError(f"{path}: not a depth map (H, W) of float32: remove it and run again")

@@ -149,6 +149,8 @@ def write_pipeline(
         "default_denoising_steps": 1 if recipe.objective == "end_to_end" else settings.denoising_steps,
         "default_processing_resolution": settings.processing_resolution,
     }
+    if recipe.objective == "end_to_end":
+        index["_noise"] = "zeros"  # what --model starts from; diffusers passes over names with an underscore
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

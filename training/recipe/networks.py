@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marigold3d.depth.checkpoint import quiet_transformers, read_json, weight_files, weight_variant
+from marigold3d.depth.checkpoint import read_json
 from marigold3d.depth.device import load_error
+from marigold3d.depth.marigold_model import empty_prompt, load_network
 from marigold3d.errors import ModelError, UsageError
 
 FROZEN = ("vae", "text_encoder", "tokenizer")
@@ -66,19 +67,7 @@ def load_networks(folder: Path, prediction_type: str | None = None, zero_snr: bo
 
 def network(folder: Path, part: str, class_name: str) -> Any:
     """One network of a checkpoint, whole, in float32."""
-    import diffusers
-
-    weights = folder / part
-    variant = weight_variant(weights)
-    try:
-        loaded, report = getattr(diffusers, class_name).from_pretrained(
-            weights, use_safetensors=True, variant=variant, torch_dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # diffusers raises OSError, ValueError, SafetensorError, …
-        raise load_error(weights, error) from error
-    if report["missing_keys"]:
-        raise ModelError(f"{weights} lacks weights ({report['missing_keys'][0]}, …): get the checkpoint again")
-    return loaded
+    return load_network(folder / part, class_name, torch.float32)
 
 
 def ddim_scheduler(folder: Path, prediction_type: str | None, zero_snr: bool) -> Any:
@@ -106,25 +95,6 @@ def ddim_scheduler(folder: Path, prediction_type: str | None, zero_snr: bool) ->
         return diffusers.DDIMScheduler.from_pretrained(folder, **changes)
     except Exception as error:
         raise load_error(folder, error) from error
-
-
-def empty_prompt(folder: Path) -> Tensor:
-    """(1, tokens, channels) embedding of the empty text; text encoder and tokenizer are released again."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    weights = folder / "text_encoder"
-    weight_files(weights)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        with quiet_transformers():
-            encoder = CLIPTextModel.from_pretrained(
-                weights, use_safetensors=True, variant=weight_variant(weights), dtype=torch.float32
-            )
-        ids = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids  # (1, tokens)
-        with torch.no_grad():
-            return encoder(ids)[0]  # type: ignore[no-any-return]
-    except Exception as error:
-        raise load_error(weights, error) from error
 
 
 def double_input(unet: Any) -> None:
