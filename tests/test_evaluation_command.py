@@ -409,7 +409,7 @@ def test_an_unknown_model_and_missing_files_are_one_line(
     assert main([*scannet, "--model", "nonesuch"]) == 4
     assert "unknown model 'nonesuch'" in capsys.readouterr().err
     assert main([*scannet, "--steps", "2"]) == 2
-    assert "--steps and --ensemble are for Marigold checkpoints" in capsys.readouterr().err
+    assert "--steps: for Marigold checkpoints only" in capsys.readouterr().err
     root = Path(scannet[3])
     (root / "scene0000_00/depth/000001.png").unlink()
     assert main(scannet) == 3
