@@ -126,7 +126,7 @@ def _header(file: Path) -> tuple[tuple[int, int], float | None]:
 def _read_rgb(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 sRGB (H, W, 3), upright, reduced to `size` (width, height) by averaging."""
     with _opened(file) as opened:
-        image = ImageOps.exif_transpose(_as_rgb(opened))
+        image = _as_rgb(ImageOps.exif_transpose(opened))  # first, since new images have no EXIF
         image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
         return np.array(image, np.uint8)
 
@@ -136,11 +136,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
-        exif, values = image.getexif(), np.asarray(image)
+        values = np.asarray(image)
         values = values if values.dtype == np.uint16 else values.clip(0, 65535).astype(np.uint16)
-        grey = Image.fromarray((values // 257).astype(np.uint8))
-        grey.getexif()[EXIF_ORIENTATION] = exif.get(EXIF_ORIENTATION, 1)
-        image = grey
+        image = Image.fromarray((values // 257).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -95,30 +95,61 @@ def test_runs_are_named_after_their_clips(tmp_path: Path, monkeypatch: pytest.Mo
     assert {clip: stem_of(clip) for clip in {**names, **patterns}} == {**names, **patterns}
 
 
-# -- single images ----------------------------------------------------------------------------------------------------
+# -- depth alone -----------------------------------------------------------------------------------------------------
 
 
 def test_depth_of_images(tmp_path: Path) -> None:
-    """STEM_depth.npy is float32, near small and far large; the picture beside it has its size."""
+    """STEM_depth.npy is float32, and what it means stands beside it; the picture has its size."""
     ramp = np.tile(np.linspace(40, 220, 120, dtype=np.uint8)[:, None, None], (1, 160, 3))
     for name in ("one", "two"):
         Image.fromarray(ramp).save(tmp_path / f"{name}.png")
-    done = marigold3d("depth", tmp_path / "one.png", tmp_path / "two.png", "-o", tmp_path / "out", "--json")
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "text.png").write_text("no image")
+    done = marigold3d("depth", tmp_path, "-o", tmp_path / "out", "--json", "-q")
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "text.png: cannot be read" in done.stderr
     said = json.loads(done.stdout)
-    assert (said["near"], said["far"]) == ("small", "large")
-    names = ["one_depth.npy", "one_depth.png", "two_depth.npy", "two_depth.png"]
-    assert (
-        sorted(Path(p).name for p in said["written"]) == sorted(f.name for f in (tmp_path / "out").iterdir()) == names
-    )
+    assert [Path(entry["input"]).name for entry in said["results"]] == ["one.png", "two.png"]
+    assert list(said["failed"]) == [str(tmp_path / "text.png")]
+    written = {name for entry in said["results"] for name in (*entry["files"], entry["record"])}
+    assert written == {str(file) for file in (tmp_path / "out").iterdir()}
     depth = np.load(tmp_path / "out" / "one_depth.npy")
     assert (depth.dtype, depth.shape) == (np.float32, (120, 160))
     assert np.isfinite(depth).all()
-    with Image.open(tmp_path / "out" / "one_depth.png") as picture:
+    record = json.loads((tmp_path / "out" / "one_depth.json").read_text())
+    assert (record["domain"], record["near"]) == ("log_depth", "small")
+    with Image.open(tmp_path / "out" / "one_depth_preview.png") as picture:
         assert picture.size == (160, 120)
-    again = marigold3d("depth", tmp_path / "one.png", "-o", tmp_path / "out")
-    assert again.returncode == 7
-    assert "--overwrite" in again.stderr
+
+
+def test_depth_of_a_clip_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C is exit 130 in one line; the same command estimates the rest only, and the result is whole."""
+    example, folder = ROOT / "examples" / "clip.mp4", tmp_path / "out" / "clip"
+    args = [*COMMAND, "depth", str(example), "-o", str(tmp_path / "out"), "--max-frames", "24", "--max-side", "96"]
+    with subprocess.Popen(
+        args,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("*.npz"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("marigold3d: interrupted")
+    assert "Traceback" not in stderr
+    kept = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
+    assert 2 <= len(kept) < 24
+    done = subprocess.run([*args, "--json", "-q"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["frames_estimated"] == 24 - len(kept)
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    names = [f"{i:06d}.npz" for i in range(24)]
+    assert sorted(f.name for f in folder.iterdir()) == [*names, "depth.json", "preview.mp4"]
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
