@@ -33,7 +33,7 @@ app = typer.Typer(
     help=f"Turn a video into a metric, consistent, explorable 3D scene.\n\n"
     f"marigold3d video clip.mp4 --fuse          a coloured point cloud in clip_3d/\n\n"
     f"marigold3d view clip_3d                   look at it\n\n"
-    f"marigold3d depth photo.jpg -o out         depth of single images\n\n"
+    f"marigold3d depth photo.jpg -o out         depth of images and clips\n\n"
     f"marigold3d doctor                         what this machine lacks\n\n{EXIT_CODES}",
     no_args_is_help=True,
     add_completion=False,
