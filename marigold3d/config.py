@@ -42,6 +42,7 @@ class VideoConfig:
     fps: float | None = None  # resample to about this rate (overrides stride)
     max_frames: int | None = None  # stop after so many frames
     max_side: int = 640  # longest side of depth maps, px; larger frames are reduced
+    lens: str | None = None  # MODEL WIDTH HEIGHT PARAMS as in cameras.txt: frames are undistorted from it when read
 
     def __post_init__(self) -> None:
         _at_least(32, max_side=self.max_side)
@@ -91,11 +92,12 @@ class PoseConfig:
     """Where camera poses come from."""
 
     source: Literal["sfm", "file", "static", "none", "odometry"] = "sfm"
-    file: Path | None = None  # TUM, COLMAP, transforms.json or .npy
+    file: Path | None = None  # TUM, COLMAP, transforms.json, OpenSfM, Record3D, Polycam or .npy
     metric: bool = False  # the file's translations are metres
     keyframe_fps: float = 15.0  # SfM keyframes a second, at the most
     max_keyframes: int = 400  # for longer clips the keyframes are spread out
     allow_cuts: bool = False  # treat a clip with scene cuts as one scene
+    convention: tuple[str, ...] = ()  # of the file, where not its format's: opengl, wxyz ...
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class FusionConfig:
         _positive(voxel=self.voxel, max_depth=self.max_depth)
         _positive(edge_ratio=self.edge_ratio, consistency_ratio=self.consistency_ratio, max_sigma=self.max_sigma)
         _at_least(1, min_observations=self.min_observations)
+        if self.consistency_ratio >= 1:
+            raise UsageError(f"consistency_ratio is a share of the depth, below 1, got {self.consistency_ratio}")
 
 
 @dataclass(frozen=True)

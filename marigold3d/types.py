@@ -294,3 +294,43 @@ class PointCloud:
         """The points picked by a boolean mask or an index array."""
         names = ("points", "colors", "normals", "sigma", "observations", "frame_index")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class TriangleMesh:
+    """A coloured surface in the world.
+
+    vertices (V, 3) float32; faces (F, 3) int32, counter-clockwise seen from outside, which is where the cameras were;
+    normals (V, 3) float32, unit, outwards; colors (V, 3) uint8.
+    """
+
+    vertices: NDArray[np.float32]
+    faces: NDArray[np.int32]
+    normals: NDArray[np.float32]
+    colors: NDArray[np.uint8]
+    units: Units = field(default="arbitrary")
+
+    def __post_init__(self) -> None:
+        n = len(self.vertices)
+        for name in ("vertices", "normals", "colors"):
+            _require(getattr(self, name).shape == (n, 3), f"{name} must be ({n}, 3), got {getattr(self, name).shape}")
+        _require(self.faces.ndim == 2 and self.faces.shape[1] == 3, f"faces must be (F, 3), got {self.faces.shape}")
+        _require(
+            not self.faces.size or (self.faces.min() >= 0 and self.faces.max() < n),
+            "faces name vertices beyond the last",
+        )
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def select(self, keep: NDArray[Any]) -> TriangleMesh:
+        """The triangles picked by a boolean mask or an index array, with the vertices that they use."""
+        faces = self.faces[keep]
+        used, renumbered = np.unique(faces, return_inverse=True)
+        return replace(
+            self,
+            vertices=self.vertices[used],
+            faces=renumbered.reshape(-1, 3).astype(np.int32),
+            normals=self.normals[used],
+            colors=self.colors[used],
+        )

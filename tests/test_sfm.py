@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marigold3d.config import PoseConfig, RefineConfig, RunConfig
 from marigold3d.errors import GeometryError
+from marigold3d.pipeline import reconstruct
 from marigold3d.poses.sfm import reconstruct_sparse, triangulate
+from marigold3d.poses.sparse import SparseModel
 from marigold3d.progress import run
 from marigold3d.rigid import umeyama
 from marigold3d.types import Intrinsics
@@ -49,6 +52,13 @@ def test_the_camera_path_is_recovered(clip: synthetic.Clip, file: Path, tmp_path
     turned = np.einsum("nij,nij->n", found[:, :3, :3], truth[:, :3, :3])
     assert np.degrees(np.arccos(np.clip((turned - 1) / 2, -1, 1))).max() < 1.0
     assert model.camera.fx == pytest.approx(clip.camera.fx, rel=1e-9 if known else 0.02)
+    if known:
+        assert np.isnan(model.focal_sigma_px)
+    else:
+        assert 0.01 < model.focal_sigma_px < 0.02 * clip.camera.fx
+        assert (
+            abs(model.camera.fx - clip.camera.fx) < 5 * model.focal_sigma_px
+        )  # keypoints share errors, the formula takes them for independent
     assert np.median(synthetic.distance_to_surface(to_truth.apply(model.points))) < 0.03
     assert not (tmp_path / "work").exists(), "the workspace is cleared away"
 
@@ -89,6 +99,27 @@ def test_a_camera_that_stands_still_is_refused(tmp_path: Path) -> None:
     path = still.write(tmp_path / "still.mp4")
     with pytest.raises(GeometryError, match=REMEDY):
         run(reconstruct_sparse(open_video(path), np.arange(6), None, SIZE, tmp_path / "work"))
+
+
+def test_pieces_that_do_not_hold_together_are_counted(tmp_path: Path) -> None:
+    """A walk, and another that looks the opposite way: one piece is kept, the user is told, nothing is wrong."""
+    walk = synthetic.walk(10)
+    both = synthetic.Clip(synthetic.camera(*SIZE), np.concatenate([walk, synthetic.look((0, 0, 0), np.pi) @ walk[:6]]))
+    config = RunConfig(
+        fuse=False, poses=PoseConfig(allow_cuts=True, keyframe_fps=100), refine=RefineConfig(enabled=False)
+    )
+    done = reconstruct(both.write(tmp_path / "both.mp4"), tmp_path / "run", config)
+    (line,) = (w for w in done.manifest["report"]["warnings"] if "pieces" in w)
+    assert "2 pieces" in line
+    assert done.frame_indices in (list(range(10)), list(range(10, 16))), "one piece, with its frames between keyframes"
+    model = SparseModel.from_arrays(done.load_arrays("points"))
+    assert f"{len(model.frames)}, {model.other_models[0]} keyframes" in line
+
+
+def test_two_views_are_said_to_be_too_few(clip: synthetic.Clip, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeometryError, match=r"^2 different views are too few .* takes 3: .*--poses FILE.*--static"):
+        run(reconstruct_sparse(open_video(file), np.array([0, 4]), None, SIZE, tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
 
 
 def test_pictures_without_texture_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")]
 
+Mesh = Annotated[bool, typer.Option("--mesh", help="A triangle mesh too, mesh.ply.")]
+Triangles = Annotated[int | None, typer.Option(help="Simplify the mesh to about so many triangles.")]
+
 Cues = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..lens import Lens
 from ..types import Intrinsics
-from .colmap_files import find_model, intrinsics, read_cameras
+from .colmap_files import camera_and_lens, find_model, read_cameras
 
 SUPPORTED = "give a text file with a 3x3 camera matrix, a camera.json, or COLMAP's cameras.txt"
 ASPECT_TOLERANCE = 0.01  # relative; sizes of the same aspect differ by rounding
@@ -20,6 +21,7 @@ def read_camera(path: str | Path, width: int, height: int) -> Intrinsics:
     """The camera of `path` for images of width x height pixels.
 
     A bare 3x3 matrix is taken to be at that size already; other files state theirs and are scaled to it.
+    Of a lens that k1, k2, p1, p2 cannot express (see `read_lens`), the camera of the undistorted images.
     Raises InputError when the file is missing, damaged, or made for another aspect ratio.
     """
     path = Path(path)
@@ -31,17 +33,25 @@ def read_camera(path: str | Path, width: int, height: int) -> Intrinsics:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
 
 
+def read_lens(path: str | Path) -> Lens | None:
+    """The lens of COLMAP's cameras at `path`, where images must be undistorted first; None of other files, or none."""
+    path = Path(path)
+    file = _cameras_file(path) if path.is_dir() else path if path.stem == "cameras" and path.is_file() else None
+    return None if file is None else _only_camera(file)[1]
+
+
 def _read(path: Path, width: int, height: int) -> Intrinsics:
     if path.is_dir():
-        return _fitted(path, _from_colmap(path), width, height)
+        return fitted(path, _from_colmap(path), width, height)
     if path.suffix.lower() == ".json":
-        return _fitted(path, _from_json(path), width, height)
+        return fitted(path, _from_json(path), width, height)
     if path.stem == "cameras":
-        return _fitted(path, _only_camera(path), width, height)
+        return fitted(path, _only_camera(path)[0], width, height)
     return _from_matrix(path, width, height)
 
 
-def _fitted(path: Path, camera: Intrinsics, width: int, height: int) -> Intrinsics:
+def fitted(path: Path, camera: Intrinsics, width: int, height: int) -> Intrinsics:
+    """The camera that `path` states, scaled to width x height; InputError when their aspect ratios differ."""
     if abs(camera.width * height / (camera.height * width) - 1) > ASPECT_TOLERANCE:
         raise InputError(
             f"{path}: the camera is for {camera.width}x{camera.height}, the clip is {width}x{height}: calibrate at the "
@@ -51,17 +61,22 @@ def _fitted(path: Path, camera: Intrinsics, width: int, height: int) -> Intrinsi
 
 
 def _from_colmap(folder: Path) -> Intrinsics:
-    model = find_model(folder)
-    if model is None:
+    file = _cameras_file(folder)
+    if file is None:
         raise InputError(f"{folder}: holds no COLMAP model (cameras.txt or .bin); {SUPPORTED}")
-    return _only_camera(next(f for end in ("bin", "txt") if (f := model / f"cameras.{end}").is_file()))
+    return _only_camera(file)[0]
 
 
-def _only_camera(path: Path) -> Intrinsics:
+def _cameras_file(folder: Path) -> Path | None:
+    model = find_model(folder)
+    return model and next(f for end in ("bin", "txt") if (f := model / f"cameras.{end}").is_file())
+
+
+def _only_camera(path: Path) -> tuple[Intrinsics, Lens | None]:
     cameras = list(read_cameras(path).values())
     if len({camera[1:] for camera in cameras}) > 1:
         raise InputError(f"{path}: it holds {len(cameras)} cameras, a clip has one: keep the line of that camera")
-    return intrinsics(path, cameras[0])
+    return camera_and_lens(path, cameras[0])
 
 
 def _from_json(path: Path) -> Intrinsics:

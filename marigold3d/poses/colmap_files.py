@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import InputError
+from ..lens import Lens
 from ..rigid import inverse
 from ..types import Array, Intrinsics
 from .matching import poses_from_quaternions
@@ -23,6 +24,7 @@ MODELS = (  # (name, number of parameters), in the order of COLMAP's model ids
     *(("THIN_PRISM_FISHEYE", 12), ("RAD_TAN_THIN_PRISM_FISHEYE", 16), ("SIMPLE_DIVISION", 4), ("DIVISION", 5)),
     *(("SIMPLE_FISHEYE", 3), ("FISHEYE", 4), ("EUCM", 6), ("EQUIRECTANGULAR", 2)),
 )
+EXPRESSIBLE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")  # by OpenCV's k1, k2, p1, p2
 
 CameraRow = tuple[int, str, int, int, tuple[float, ...]]
 """camera id, model name, width, height, parameters"""
@@ -33,11 +35,15 @@ ImageRow = tuple[str, int, tuple[float, ...], bytes]
 
 @dataclass(frozen=True, eq=False)
 class ColmapModel:
-    """`names` of the M registered images, their `T_world_camera` (M, 4, 4), and the one camera that took them."""
+    """`names` of the M registered images, their `T_world_camera` (M, 4, 4), and the one camera that took them.
+
+    lens: what the frames are to be undistorted from before `camera` holds; None where it describes them as they are.
+    """
 
     names: tuple[str, ...]
     T_world_camera: Array
     camera: Intrinsics
+    lens: Lens | None = None
 
 
 def find_model(folder: Path) -> Path | None:
@@ -47,12 +53,14 @@ def find_model(folder: Path) -> Path | None:
 
 
 def read_model(folder: Path) -> ColmapModel:
-    """Read a model folder; InputError when it is damaged, empty, or taken by several or unsupported cameras."""
+    """Read a model folder; InputError when it is damaged, empty, or taken by several cameras."""
     end = "bin" if (folder / "cameras.bin").is_file() else "txt"
     images_file = folder / f"images.{end}"
     images = read_images(images_file)
-    camera = _the_camera(folder / f"cameras.{end}", {camera_id for _, camera_id, *_ in images})
-    return ColmapModel(tuple(name for name, *_ in images), image_poses(images_file, images), camera)
+    cameras_file = folder / f"cameras.{end}"
+    row = _the_camera(cameras_file, {camera_id for _, camera_id, *_ in images})
+    names = tuple(name for name, *_ in images)
+    return ColmapModel(names, image_poses(images_file, images), *camera_and_lens(cameras_file, row))
 
 
 def read_images(file: Path, *, with_points: bool = False) -> list[ImageRow]:
@@ -89,7 +97,7 @@ def read_cameras(file: Path) -> dict[int, CameraRow]:
     return {row[0]: row for row in rows}
 
 
-def _the_camera(file: Path, used: set[int]) -> Intrinsics:
+def _the_camera(file: Path, used: set[int]) -> CameraRow:
     cameras = read_cameras(file)
     if not used <= set(cameras):
         raise InputError(f"{file}: camera {min(used - set(cameras))} is missing; export the model again")
@@ -98,7 +106,21 @@ def _the_camera(file: Path, used: set[int]) -> Intrinsics:
             f"{file}: the images have {len(used)} cameras, a clip has one: run COLMAP with "
             "--ImageReader.single_camera 1"
         )
-    return intrinsics(file, cameras[min(used)])
+    return cameras[min(used)]
+
+
+def camera_and_lens(file: Path, row: CameraRow) -> tuple[Intrinsics, Lens | None]:
+    """The camera of a row, and where k1, k2, p1, p2 cannot express it, the lens to undistort frames from first."""
+    _, model, width, height, params = row
+    if model in EXPRESSIBLE:
+        return intrinsics(file, row), None
+    if model == "FULL_OPENCV" and len(params) == dict(MODELS)[model] and not any(params[8:]):
+        return intrinsics(file, (row[0], "OPENCV", width, height, params[:8])), None
+    try:
+        lens = Lens(model, width, height, params)
+        return lens.pinhole, lens
+    except InputError as error:  # which does not know the file
+        raise InputError(f"{file}: {error}") from None
 
 
 def intrinsics(file: Path, row: CameraRow) -> Intrinsics:
@@ -117,7 +139,7 @@ def intrinsics(file: Path, row: CameraRow) -> Intrinsics:
             distortion = (k1, k2, p1, p2)
         case _:
             raise InputError(
-                f"{file}: camera model {model} with {len(p)} parameters is not supported: undistort first (colmap "
+                f"{file}: camera model {model} with {len(p)} parameters is not supported here: undistort first (colmap "
                 "image_undistorter)"
             )
     try:

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +29,7 @@ OVERLAP = 10  # keyframes matched to the following ones, and to powers of two be
 LOOP_FRAMES = 80  # evenly spread keyframes that are all matched with each other: where the path returns, drift ends
 MIN_SIGHTINGS = 30  # points a frame must see for its pose to be believed
 SEED = 0
+DECIMALS = 6  # kept of poses, points and lens: what threads that finish in another order change lies at the eleventh
 
 Found = dict[str, Any] | None
 """{"file": name of the arrays of a SparseModel, "images": how many are in it}; None when there is no model."""
@@ -73,17 +75,15 @@ def features(workspace: Path, names: list[str], lens: dict[str, Any] | None, fir
         reader.camera_params = ",".join(map(repr, [*lens["numbers"], *(lens["distortion"] or ())]))
     if not first:
         reader.existing_camera_id = 1
+    mode = pycolmap.CameraMode.SINGLE if first else pycolmap.CameraMode.AUTO
+    database, images = workspace / "database.db", workspace / "images"
+    pycolmap.Database.open(database).close()  # makes it
+    pycolmap.import_images(database, images, mode, names, reader)  # numbers them in order, whichever thread is first
     extraction = pycolmap.FeatureExtractionOptions()
     extraction.use_gpu = False
     extraction.sift.max_num_features = FEATURES
-    pycolmap.extract_features(
-        workspace / "database.db",
-        workspace / "images",
-        image_names=names,
-        camera_mode=pycolmap.CameraMode.SINGLE if first else pycolmap.CameraMode.AUTO,
-        reader_options=reader,
-        extraction_options=extraction,
-    )
+    reader.existing_camera_id = 1
+    pycolmap.extract_features(database, images, names, reader_options=reader, extraction_options=extraction)
 
 
 def match(workspace: Path, names: list[str]) -> None:
@@ -94,12 +94,15 @@ def match(workspace: Path, names: list[str]) -> None:
     matching.use_gpu = False
     pairing = pycolmap.SequentialPairingOptions()
     pairing.overlap = min(OVERLAP, max(len(names) - 1, 1))
-    pycolmap.match_sequential(workspace / "database.db", matching_options=matching, pairing_options=pairing)
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = SEED
+    options = {"matching_options": matching, "verification_options": verification}
+    pycolmap.match_sequential(workspace / "database.db", pairing_options=pairing, **options)
     spread = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, LOOP_FRAMES).round().astype(int))]
     (workspace / "pairs.txt").write_text("\n".join(f"{a} {b}" for a, b in combinations(spread, 2)))
     loops = pycolmap.ImportedPairingOptions()
     loops.match_list_path = str(workspace / "pairs.txt")
-    pycolmap.match_image_pairs(workspace / "database.db", matching_options=matching, pairing_options=loops)
+    pycolmap.match_image_pairs(workspace / "database.db", pairing_options=loops, **options)
 
 
 def global_model(workspace: Path, fixed_camera: bool) -> Found:
@@ -108,6 +111,7 @@ def global_model(workspace: Path, fixed_camera: bool) -> Found:
 
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = SEED
+    pycolmap.set_random_seed(SEED)
     if fixed_camera:
         options.mapper.bundle_adjustment.refine_focal_length = False
         options.mapper.bundle_adjustment.refine_extra_params = False
@@ -117,7 +121,7 @@ def global_model(workspace: Path, fixed_camera: bool) -> Found:
         )
     except (RuntimeError, ValueError):  # it gives up on degenerate input by raising; the caller falls back
         return None
-    return _kept(workspace, "global", _largest(models))
+    return _kept(workspace, "global", models, focal_is_free=not fixed_camera)
 
 
 def incremental_model(workspace: Path, fixed_camera: bool) -> Found:
@@ -131,7 +135,7 @@ def incremental_model(workspace: Path, fixed_camera: bool) -> Found:
     models: dict[int, Any] = pycolmap.incremental_mapping(
         workspace / "database.db", workspace / "images", workspace, options
     )
-    return _kept(workspace, "incremental", _largest(models))
+    return _kept(workspace, "incremental", models, focal_is_free=not fixed_camera)
 
 
 def triangulated(workspace: Path, T_camera_world: dict[str, Any]) -> Found:
@@ -146,7 +150,7 @@ def triangulated(workspace: Path, T_camera_world: dict[str, Any]) -> Found:
             image = pycolmap.Image(name=row.name, camera_id=row.camera_id, image_id=row.image_id)
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.array(T_camera_world[row.name])[:3]))
     model = pycolmap.triangulate_points(model, workspace / "database.db", workspace / "images", workspace)
-    return _kept(workspace, "triangulated", model)
+    return _kept(workspace, "triangulated", {0: model}, poses_given=True)
 
 
 STEPS: dict[str, Callable[..., Any]] = {
@@ -161,25 +165,52 @@ STEPS: dict[str, Callable[..., Any]] = {
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-def _largest(models: dict[int, Any]) -> Any | None:
-    return max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
-
-
-def _kept(workspace: Path, name: str, model: Any | None) -> Found:
-    """Leave a model as arrays in the workspace."""
+def _kept(
+    workspace: Path, name: str, models: dict[int, Any], *, poses_given: bool = False, focal_is_free: bool = False
+) -> Found:
+    """Leave the largest of the models as arrays in the workspace."""
+    model, *others = sorted(models.values(), key=lambda m: (-m.num_reg_images(), -m.num_points3D())) or [None]
     if model is None:
         return None
-    np.savez(workspace / f"{name}.npz", **_as_arrays(model).as_arrays())  # type: ignore[arg-type]
+    found = replace(
+        _as_arrays(model, poses_given),
+        focal_sigma_px=_focal_sigma_px(model) if focal_is_free else np.nan,
+        other_models=np.array([m.num_reg_images() for m in others], np.int64),
+    )
+    np.savez(workspace / f"{name}.npz", **found.as_arrays())  # type: ignore[arg-type]
     return {"file": f"{name}.npz", "images": model.num_reg_images()}
 
 
-def _as_arrays(model: Any) -> SparseModel:
+def _focal_sigma_px(model: Any) -> float:
+    """Standard deviation of the focal length, px: its marginal in the bundle adjustment's covariance (J^T J)^-1, times
+    the scatter of the keypoints. Poses and points are free, so what they could make up for counts. NaN if singular."""
+    import pycolmap
+
+    options = pycolmap.BundleAdjustmentOptions()
+    options.print_summary = False
+    options.ceres.solver_options.max_num_iterations = 0  # the model stays what it is
+    problem = pycolmap.BundleAdjustmentConfig()
+    for image in model.reg_image_ids():
+        problem.add_image(image)
+    problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, problem, model)
+    residuals = adjuster.solve().num_residuals
+    found = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), model, adjuster)
+    covariance = None if found is None else found.get_other_params_cov(next(iter(model.cameras.values())).params)
+    if covariance is None or not residuals:
+        return float("nan")
+    model.update_point_3d_errors()
+    errors = np.array([p.error for p in model.points3D.values()])  # mean distance of a point's keypoints, px
+    return float(np.sqrt(covariance[0, 0]) * np.sqrt(np.mean(errors**2) / 2))  # a coordinate's share of the distance
+
+
+def _as_arrays(model: Any, poses_given: bool = False) -> SparseModel:
     """COLMAP's reconstruction as a SparseModel; its camera at the size of the images."""
     sure = (i for i in model.images.values() if i.has_pose and i.num_points3D >= MIN_SIGHTINGS)
     images = sorted(sure, key=lambda i: i.name)
     row = {image.image_id: k for k, image in enumerate(images)}
     ids = list(model.points3D)
-    points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
+    points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3).round(DECIMALS)
     seen = [
         (row[e.image_id], p) for p, i in enumerate(ids) for e in model.points3D[i].track.elements if e.image_id in row
     ]
@@ -187,13 +218,15 @@ def _as_arrays(model: Any) -> SparseModel:
     T: Array = np.tile(np.eye(4), (len(images), 1, 1))
     for k, image in enumerate(images):
         T[k, :3] = image.cam_from_world().inverse().matrix()
+    if not poses_given:
+        T = T.round(DECIMALS)
     sine = widest_sine(T[:, :3, 3], points, seen_frame, seen_point)
     frames = np.array([int(Path(image.name).stem) for image in images], np.int64)
     return SparseModel(_intrinsics(next(iter(model.cameras.values()))), frames, T, points, sine, seen_frame, seen_point)
 
 
 def _intrinsics(camera: Any) -> Intrinsics:
-    p = camera.params.tolist()
+    p = camera.params.round(DECIMALS + 3).tolist()  # one that was given comes back as it was
     if camera.model_name == "SIMPLE_RADIAL":
         f, cx, cy, k1 = p
         return Intrinsics(f, f, cx, cy, camera.width, camera.height, (k1, 0.0, 0.0, 0.0))

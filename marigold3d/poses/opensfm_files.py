@@ -14,10 +14,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..errors import InputError
+from ..lens import Lens
 from ..rigid import inverse
 from ..types import Array, Intrinsics
+from .convention import Convention
 from .observed import ObservedModel
+from .records import PoseRecords
 
+CONVENTION = Convention(world_to_camera=True)  # axis-angle, so no quaternions
 TRACKS_VERSION = "OPENSFM_TRACKS_VERSION"
 
 
@@ -58,6 +62,26 @@ def read_opensfm(path: Path) -> ObservedModel:
     return ObservedModel(names, poses, cameras, points, image, table[:, 1].astype(np.int64), uv)
 
 
+def read_opensfm_poses(path: Path, models: list[Any]) -> PoseRecords:
+    """Poses and camera of the reconstruction with most shots in `models`, the content of `path`; tracks are not needed.
+
+    Raises InputError when it is damaged, or its shots have several cameras.
+    """
+    try:
+        model: dict[str, Any] = max(models, key=lambda m: len(m["shots"]))
+        shots: dict[str, Any] = model["shots"]
+        poses = _poses(np.array([[*s["rotation"], *s["translation"]] for s in shots.values()], np.float64))
+        used = sorted({str(shot["camera"]) for shot in shots.values()})
+        entries = [model["cameras"][name] for name in used]
+        if len(used) == 1:
+            camera, lens = _camera_and_lens(path, entries[0])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{path}: not a reconstruction of OpenSfM ({error!r}); export it again") from error
+    if len(used) != 1:
+        raise InputError(f"{path}: its shots have {len(used)} cameras, a clip has one: give them the same camera model")
+    return PoseRecords(path, poses, CONVENTION, tuple(shots), camera=camera, lens=lens)
+
+
 def _poses(numbers: Array) -> Array:
     """T_world_camera (M, 4, 4) from axis-angle and translation, world-to-camera, (M, 6)."""
     T = np.tile(np.eye(4), (len(numbers), 1, 1))
@@ -68,20 +92,37 @@ def _poses(numbers: Array) -> Array:
 
 
 def _camera(path: Path, entry: dict[str, Any]) -> Intrinsics:
-    """OpenSfM's perspective, simple_radial, radial and brown cameras; lengths are in units of the image's long side."""
-    kind = entry.get("projection_type", "perspective")
-    if kind not in ("perspective", "simple_radial", "radial", "brown") or entry.get("k3"):
-        raise InputError(f"{path}: a {kind} camera is not supported; undistort first (opensfm undistort)")
+    """A camera whose pictures need not be undistorted; InputError of any other."""
+    camera, lens = _camera_and_lens(path, entry)
+    if lens is not None:
+        kind = entry.get("projection_type", "perspective")
+        raise InputError(f"{path}: a {kind} camera is not supported here; undistort first (opensfm undistort)")
+    return camera
+
+
+def _camera_and_lens(path: Path, entry: dict[str, Any]) -> tuple[Intrinsics, Lens | None]:
+    """Any of OpenSfM's cameras but panoramas; lengths are in units of the image's long side."""
     width, height = int(entry["width"]), int(entry["height"])
     side = max(width, height)
     fx = float(entry.get("focal_x", entry.get("focal", 0.0))) * side
     fy = float(entry.get("focal_y", fx / side)) * side
     offset = np.array([float(entry.get("c_x", 0.0)), float(entry.get("c_y", 0.0))])
     cx, cy = pixels_of(offset, np.array([width, height]))
-    k1, k2, p1, p2 = (float(entry.get(name, 0.0)) for name in ("k1", "k2", "p1", "p2"))
-    distortion = (k1, k2, p1, p2)
+    k1, k2, p1, p2, k3, k4 = (float(entry.get(name, 0.0)) for name in ("k1", "k2", "p1", "p2", "k3", "k4"))
+    K = fx, fy, float(cx), float(cy)
+    kind = entry.get("projection_type", "perspective")
     try:
-        return Intrinsics(fx, fy, float(cx), float(cy), width, height, distortion if any(distortion) else None)
+        match kind:
+            case "fisheye" | "fisheye_opencv":  # the first has two coefficients of the same polynomial
+                lens = Lens("OPENCV_FISHEYE", width, height, (*K, k1, k2, k3, k4))
+            case "brown" | "perspective" | "simple_radial" | "radial" if k3:
+                lens = Lens("FULL_OPENCV", width, height, (*K, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
+            case "brown" | "perspective" | "simple_radial" | "radial":
+                distortion = (k1, k2, p1, p2)
+                return Intrinsics(*K, width, height, distortion if any(distortion) else None), None
+            case _:
+                raise InputError(f"a {kind} camera is not supported; undistort first (opensfm undistort)")
+        return lens.pinhole, lens
     except InputError as error:  # which does not know the file
         raise InputError(f"{path}: {error}") from None
 

@@ -41,8 +41,13 @@ def reconstruct_sparse(
     """Poses and points of the keyframes (M,) (positions among the used frames).
 
     `camera` at the depth maps' `size` is kept fixed; None: one focal length and radial distortion are estimated for the
-    clip. Raises GeometryError when the views do not hold together or show no parallax, OutOfMemoryError.
+    clip. Raises GeometryError when the views are too few, do not hold together or show no parallax, OutOfMemoryError.
     """
+    if len(keyframes) < MIN_FRAMES:
+        raise GeometryError(
+            f"{len(keyframes)} different views are too few to find a camera path, which takes {MIN_FRAMES}: use more "
+            "of the clip (--stride, --max-frames, --end), give --poses FILE, or --static if the camera stood still"
+        )
     with _mapper_in(workspace) as mapper:
         names = yield from _extract(mapper, video, keyframes, camera)
         yield from mapper.call("match", names=names)
@@ -110,7 +115,8 @@ def _read(workspace: Path, found: dict[str, Any], size: tuple[int, int]) -> Spar
     """The reconstruction that the mapper left in `workspace`, its camera scaled to `size`."""
     with np.load(workspace / found["file"], allow_pickle=False) as arrays:
         model = SparseModel.from_arrays(dict(arrays))
-    return replace(model, camera=model.camera.scaled_to(*size))
+    camera = model.camera.scaled_to(*size)
+    return replace(model, camera=camera, focal_sigma_px=model.focal_sigma_px * camera.fx / model.camera.fx)
 
 
 def _require_parallax(model: SparseModel | None, keyframes: int) -> SparseModel:

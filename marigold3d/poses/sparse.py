@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,9 @@ class SparseModel:
 
     camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones,
     increasing; T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a
-    point's rays; seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point.
+    point's rays; seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point. focal_sigma_px:
+    standard deviation of the camera's focal length where it was estimated, as far as the keypoints' scatter tells; NaN
+    where it was known. other_models (K,): keyframes of each of the models that do not hold together with this one.
     """
 
     camera: Intrinsics
@@ -35,6 +37,8 @@ class SparseModel:
     sin_angle: Array
     seen_frame: NDArray[np.int64]
     seen_point: NDArray[np.int64]
+    focal_sigma_px: float = float("nan")
+    other_models: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def name(self) -> str:
@@ -74,6 +78,17 @@ class SparseModel:
         sigma = z[keep] * REPROJECTION_PX / (self.camera.fx * self.sin_angle[ids][keep])
         return SparseCues(uv[keep], z[keep], sigma, "sfm"), ids[keep]
 
+    def of_frames(self, keep: NDArray[np.bool_]) -> SparseModel:
+        """The model without the frames that `keep` (M,) leaves out, and without what they saw."""
+        seen = keep[self.seen_frame]
+        return replace(
+            self,
+            frames=self.frames[keep],
+            T_world_camera=self.T_world_camera[keep],
+            seen_frame=(np.cumsum(keep) - 1)[self.seen_frame[seen]],
+            seen_point=self.seen_point[seen],
+        )
+
     def scaled(self, factor: float) -> SparseModel:
         """The same model in units `factor` times finer."""
         T = self.T_world_camera.copy()
@@ -84,14 +99,16 @@ class SparseModel:
         """For the run's cache."""
         c = self.camera
         numbers = [c.fx, c.fy, c.cx, c.cy, c.width, c.height, *(c.distortion or (np.nan,) * 4)]
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "camera"}
+        arrays = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name != "camera"}
         return {**arrays, "camera": np.array(numbers)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> SparseModel:
         fx, fy, cx, cy, width, height, *distortion = arrays.pop("camera").tolist()
         known = None if np.isnan(distortion[0]) else tuple(distortion)
-        return cls(Intrinsics(fx, fy, cx, cy, int(width), int(height), known), **arrays)
+        focal_sigma_px = float(arrays.pop("focal_sigma_px", np.array(np.nan)))
+        camera = Intrinsics(fx, fy, cx, cy, int(width), int(height), known)
+        return cls(camera, **arrays, focal_sigma_px=focal_sigma_px)
 
 
 def widest_sine(centres: Array, points: Array, seen_frame: NDArray[np.int64], seen_point: NDArray[np.int64]) -> Array:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from ..config import CameraConfig
+from ..config import CameraConfig, RunConfig
 from ..errors import GeometryError, UsageError
-from ..poses.camera_files import read_camera
-from ..poses.files import read_poses
-from ..poses.sparse import SparseModel, complete_poses
+from ..poses.camera_files import fitted, read_camera, read_lens
+from ..poses.files import read_pose_lens, read_records
+from ..poses.matching import ClipFrames
+from ..poses.sparse import SparseModel
 from ..progress import Steps
 from ..scan import Scan
 from ..types import Intrinsics, Units
@@ -18,6 +20,20 @@ from ..video import VideoSource
 from .job import Cameras, Job
 
 ASSUMED_FOV_DEG = 62.0  # about a phone's main camera; used, with a warning, when nothing is known
+
+
+def with_lens(config: RunConfig) -> RunConfig:
+    """The settings with the lens that frames must be undistorted from, where the camera's or the poses' file states it.
+
+    It becomes one of the run's settings, so that whoever opens the clip again sees the same frames.
+    """
+    if config.camera.file is not None:
+        lens = read_lens(config.camera.file)
+    elif config.camera == CameraConfig() and config.poses.source == "file" and config.poses.file is not None:
+        lens = read_pose_lens(config.poses.file)
+    else:
+        return config
+    return config if lens is None else replace(config, video=replace(config.video, lens=str(lens)))
 
 
 def known_camera(config: CameraConfig, video: VideoSource, size: tuple[int, int]) -> tuple[Intrinsics, str] | None:
@@ -61,11 +77,14 @@ def find_cameras(job: Job, scan: Scan) -> Steps[Cameras]:
     if left_out:
         job.warn(f"{left_out} of {len(scan)} frames have no safe camera pose and are left out")
     K = cameras.intrinsics
+    focal_sigma_px = np.nan if cameras.model is None else cameras.model.focal_sigma_px
     job.report["cameras"] = {
         "poses": source,
         "intrinsics": known[1] if known else job.report.pop("intrinsics_source", "estimated by structure from motion"),
         "focal_px": round(K.fx, 3),
+        "focal_sigma_px": round(focal_sigma_px, 3) if np.isfinite(focal_sigma_px) else None,
         "fov_x_deg": round(K.fov_x_deg, 3),
+        "undistorted_from": job.config.video.lens,
         "keyframes": len(scan.keyframes),
         "keyframes_registered": len(cameras.keyframes),
         "frames_posed": int(cameras.posed.sum()),
@@ -91,13 +110,22 @@ def _static(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> Camer
 
 
 def _from_sfm(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> Steps[Cameras]:
+    from ..poses.jumps import without_jumps
+    from ..poses.registration import register_frames
     from ..poses.sfm import reconstruct_sparse
 
     model = yield from reconstruct_sparse(
         job.video, scan.keyframes, known[0] if known else None, scan.image_size, job.run.cache / "sfm"
     )
-    model = model.scaled(1 / _typical_depth(model))
-    posed, T = complete_poses(model, scan.timestamps_s)
+    if len(model.other_models):
+        job.warn(
+            f"structure from motion found {1 + len(model.other_models)} pieces that do not hold together, of "
+            f"{', '.join(map(str, (len(model.frames), *model.other_models.tolist())))} keyframes: the largest is kept, "
+            "and of the others what shows the same"
+        )
+    believable = without_jumps(model.T_world_camera[:, :3, 3], scan.timestamps_s[model.frames])
+    model = model.of_frames(believable).scaled(1 / _typical_depth(model))
+    posed, T = yield from register_frames(job.video, model, scan.timestamps_s)
     return Cameras(model.camera, posed, T, model, model.frames, "arbitrary")
 
 
@@ -108,23 +136,22 @@ def _typical_depth(model: SparseModel) -> float:
 
 
 def _from_file(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> Steps[Cameras]:
+    from ..poses.reprojection import check_reading
     from ..poses.sfm import reconstruct_sparse, triangulate
 
     file = job.config.poses.file
     if file is None:
         raise UsageError("poses from a file need the file: --poses FILE")
     names = job.video.names
-    found = read_poses(
-        file,
-        scan.timestamps_s,
-        scan.indices,
-        source_frame_count=job.video.info.frame_count,
-        frame_names=None if names is None else [names[i] for i in scan.indices],
-    )
+    chosen = None if names is None else tuple(names[i] for i in scan.indices)
+    records = read_records(file)
+    told = records.told(job.config.poses.convention)
+    found = told.of(ClipFrames(scan.timestamps_s, scan.indices, job.video.info.frame_count, chosen))
     camera = known[0] if known else None
     if camera is None and found.intrinsics is not None:
-        camera = found.intrinsics.scaled_to(*scan.image_size)
+        camera = fitted(file, found.intrinsics, job.video.info.width, job.video.info.height).scaled_to(*scan.image_size)
         job.report["intrinsics_source"] = str(file)
+    stated = camera is not None
     if camera is None:
         try:
             sfm = yield from reconstruct_sparse(job.video, scan.keyframes, None, scan.image_size, job.run.cache / "sfm")
@@ -134,6 +161,9 @@ def _from_file(job: Job, scan: Scan, known: tuple[Intrinsics, str] | None) -> St
     T = np.tile(np.eye(4), (len(scan), 1, 1))
     T[found.has_pose] = found.T_world_camera
     keys = scan.keyframes[found.has_pose[scan.keyframes]]
+    yield from check_reading(
+        job.video, keys, T[keys], camera, told.convention, file, standard=records.convention, camera_stated=stated
+    )
     model = yield from triangulate(job.video, keys, T[keys], camera, scan.image_size, job.run.cache / "sfm")
     units: Units = "m" if job.config.poses.metric else "arbitrary"
     return Cameras(camera, found.has_pose, T, model, keys, units)

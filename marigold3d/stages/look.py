@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..disk import estimated_bytes, require_space
 from ..errors import InputError
 from ..progress import Steps
 from ..scan import Scan, scan_clip, scenes
@@ -24,6 +25,9 @@ def look_at_clip(job: Job) -> Steps[Scan]:
         raise InputError(_cuts_message(video.info.path, scan))
     if scan.black_share > 0:
         job.warn(f"{scan.black_share:.0%} of the frames are black")
+    needed = estimated_bytes(len(scan), scan.image_size, len(scan.keyframes), refined=config.refine.enabled)
+    require_space(job.run.path, needed)
+    job.report["disk"] = {"estimated_mb": round(needed / 1e6, 1)}
     return scan
 
 
