@@ -72,7 +72,7 @@ def with_cues(stretch: Stretch, frames: list[int], rng: np.random.Generator, sha
         v = rng.uniform(0, 1, 50).astype(np.float32)
         log_z = rng.normal(0.5, 0.3, 50).astype(np.float32)
         sigma = rng.uniform(0.01, 0.1, 50).astype(np.float32)
-        cues[i] = CueRows(v, log_z, sigma, stretch.grid.basis_at(uv), share)
+        cues[i] = CueRows(v, log_z, sigma, uv.astype(np.float32), share)
     return replace(stretch, cues=cues)
 
 
@@ -180,7 +180,7 @@ def objective(stretch: Stretch, theta: np.ndarray, weights: dict[int, np.ndarray
         log_z = {"log_depth": y}.get(stretch.domain)
         if log_z is None:
             log_z = np.log(y) * (-1 if stretch.domain == "disparity" else 1)
-        total += float(w @ (log_z + cues.basis.astype(float) @ theta[i, 2:] - cues.log_z) ** 2)
+        total += float(w @ (log_z + stretch.grid.basis_at(cues.uv).astype(float) @ theta[i, 2:] - cues.log_z) ** 2)
     for a, b in pairwise(theta):
         total += ((a[0] - b[0]) / s.scale_step) ** 2 + ((a[1] - b[1]) / (s.scale_step * stretch.y_unit)) ** 2
         total += float((((a - b)[2:] / s.node_step) ** 2).sum())

@@ -313,7 +313,7 @@ def windowed(clip: NoisyClip, cued: list[int], window_blocks: int) -> tuple[Stre
         column, row = cue.uv.astype(int).T
         v = (slope * clip.relative[i].values[row, column] + low).astype(np.float32)
         sigma = (cue.sigma / cue.depth).astype(np.float32)  # type: ignore[operator]
-        rows[i] = CueRows(v, np.log(cue.depth).astype(np.float32), sigma, stretch.grid.basis_at(cue.uv), 1.0)
+        rows[i] = CueRows(v, np.log(cue.depth).astype(np.float32), sigma, cue.uv.astype(np.float32), 1.0)
         known[i] = float(np.log(clip.scale[i] / slope)), float(clip.shift[i] - clip.scale[i] * low / slope)
     stretch = replace(stretch, cues=rows)
     start, _ = start_values(stretch, known)

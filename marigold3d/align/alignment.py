@@ -334,7 +334,7 @@ def _frame(clip: ClipSamples, segment: _Segment, i: int, position: int) -> Frame
 def _agreeing(clip: ClipSamples, segment: _Segment, i: int, position: int) -> tuple[NDArray[np.bool_], float]:
     """Which of a frame's cues (N,) agree with its alignment, and the spread of the log residuals."""
     v = clip.at_cues[position]
-    rows = cue_rows(clip.range.normalised(v), clip.cues_on_depth(position), clip.grid, most=len(v))
+    rows = cue_rows(clip.range.normalised(v), clip.cues_on_depth(position), most=len(v))
     r, _, w = cue_residuals(segment.stretch, rows, segment.solution.theta[i])
     inliers = np.zeros(len(clip.cues[position]), bool)
     inliers[clip.used[position]] = w > 0

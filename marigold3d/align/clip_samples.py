@@ -80,7 +80,7 @@ def read_clip(relative: Maps, cues: Mapping[int, SparseCues], settings: JointSet
     low_high = ValueRange.of(values, first.domain)
     for row in values:
         row[:] = low_high.normalised(row)
-    rows = {i: cue_rows(low_high.normalised(at_cues[i]), cues[i].select(used[i]), grid) for i in fits}
+    rows = {i: cue_rows(low_high.normalised(at_cues[i]), cues[i].select(used[i])) for i in fits}
     return ClipSamples(values, rows, used, at_cues, cues, fits, grid, low_high, first.domain)
 
 
@@ -92,9 +92,10 @@ def _frames_of_samples(frames: int, samples: int) -> Float32:
         return np.memmap(file, np.float32, "w+", shape=(frames, samples))
 
 
-def cue_rows(v: Float32, cues: SparseCues, grid: SampleGrid, most: int = MOST_CUES) -> CueRows:
+def cue_rows(v: Float32, cues: SparseCues, most: int = MOST_CUES) -> CueRows:
     """Cues as the solve takes them, at most so many."""
     pick = np.linspace(0, len(v) - 1, min(most, len(v))).astype(np.intp)
     sigma = sigma_shares(cues)[pick]
     log_z = np.log(cues.depth[pick]).astype(np.float32)
-    return CueRows(v[pick], log_z, sigma.astype(np.float32), grid.basis_at(cues.uv[pick]), len(v) / max(len(pick), 1))
+    uv = cues.uv[pick].astype(np.float32)
+    return CueRows(v[pick], log_z, sigma.astype(np.float32), uv, len(v) / max(len(pick), 1))

@@ -62,7 +62,7 @@ class JointSettings:
 
 @dataclass(frozen=True, eq=False)
 class CueRows:
-    """M of a frame's cues ready for use: normalised value v (M,), log depth (M,), sigma (M,) of it, basis (M, R*C).
+    """M of a frame's cues ready for use: normalised value v (M,), log depth (M,), sigma (M,) of it, pixels uv (M, 2).
 
     share: how many cues each stands for.
     """
@@ -70,7 +70,7 @@ class CueRows:
     v: Float32
     log_z: Float32
     sigma: Float32
-    basis: Float32
+    uv: Float32
     share: float
 
 
@@ -214,8 +214,9 @@ def cue_residuals(
     stretch: Stretch, cues: CueRows, theta: Array, redescending: bool = True
 ) -> tuple[Array, Array, Array]:
     """Of a frame's cues: residuals (M,) of log depth, Jacobian rows (M, p), weights (M,) = robust / sigma^2."""
-    log_z = log_depth(cues.v, theta, stretch.domain, stretch.least_y) + cues.basis @ theta[2:].astype(np.float32)
-    rows = np.nan_to_num(stretch._rows(cues.v, cues.basis, theta))
+    basis = stretch.grid.basis_at(cues.uv)
+    log_z = log_depth(cues.v, theta, stretch.domain, stretch.least_y) + basis @ theta[2:].astype(np.float32)
+    rows = np.nan_to_num(stretch._rows(cues.v, basis, theta))
     r = np.nan_to_num((log_z - cues.log_z).astype(float))
     sigma = np.hypot(cues.sigma, stretch.settings.cue_floor)
     standard = r / sigma / max(mad(r / sigma), 1.0)

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError
-from ..types import PointCloud, Units
+from ..types import Array, PointCloud, Units
 
 KEY_BITS = 21  # a voxel's x, y, z index share one 64-bit key
-MERGE_ROWS = 4_000_000  # rows gathered between two merges into the table
+MERGE_ROWS = 1_000_000  # rows gathered between two merges into the table
 COLUMNS = 10  # weight, then weighted xyz, rgb, normal
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """A row a voxel, sorted by key: keys (N,), sums (N, COLUMNS), observations (N,), best sigma, its frame (N,)."""
+    """A row a voxel, sorted by key: keys (N,), sums (COLUMNS, N), observations (N,), best sigma, its frame (N,)."""
 
     keys: NDArray[np.int64]
     sums: NDArray[np.float64]
@@ -53,7 +53,7 @@ class VoxelGrid:
         if len(points) == 0:
             return
         w = 1 / np.maximum(sigma.astype(float), 1e-12) ** 2
-        rows = np.concatenate([np.ones((len(points), 1)), points, colors, normals], 1) * w[:, None]
+        rows = np.concatenate([np.ones((1, len(points))), points.T, colors.T, normals.T]) * w
         n = len(points)
         pixels = _Table(
             self._keys(points), rows, np.ones(n, np.int32), sigma.astype(np.float32), np.full(n, frame_index, np.int32)
@@ -61,7 +61,7 @@ class VoxelGrid:
         cells = _merge([pixels])
         # Pixels of one frame in one voxel are one observation with their mean weight, however many there are.
         one = np.ones_like(cells.observations)
-        self._pending.append(replace(cells, sums=cells.sums / cells.observations[:, None], observations=one))
+        self._pending.append(replace(cells, sums=cells.sums / cells.observations, observations=one))
         self._pending_rows += len(one)
         if self._pending_rows > MERGE_ROWS:
             self._flush()
@@ -71,12 +71,17 @@ class VoxelGrid:
         self._flush()
         t = self._table
         keep = t.observations >= min_observations
-        weight, sums = t.sums[keep, :1], t.sums[keep, 1:] / t.sums[keep, :1]
-        normals = sums[:, 6:9] / np.maximum(np.linalg.norm(sums[:, 6:9], axis=1, keepdims=True), 1e-12)
-        sigma = np.maximum(1 / np.sqrt(weight[:, 0]), 0.5 * t.best_sigma[keep])
+        weight = t.sums[0, keep]
+
+        def mean(first: int) -> Array:
+            return np.ascontiguousarray((t.sums[first : first + 3, keep] / weight).T)
+
+        normals = mean(7)
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        sigma = np.maximum(1 / np.sqrt(weight), 0.5 * t.best_sigma[keep])
         return PointCloud(
-            sums[:, :3].astype(np.float32),
-            np.clip(sums[:, 3:6] + 0.5, 0, 255).astype(np.uint8),
+            mean(1).astype(np.float32),
+            np.clip(mean(4) + 0.5, 0, 255).astype(np.uint8),
             normals.astype(np.float32),
             sigma.astype(np.float32),
             t.observations[keep],
@@ -101,7 +106,7 @@ class VoxelGrid:
 def _empty() -> _Table:
     return _Table(
         np.zeros(0, np.int64),
-        np.zeros((0, COLUMNS)),
+        np.zeros((COLUMNS, 0)),
         np.zeros(0, np.int32),
         np.zeros(0, np.float32),
         np.zeros(0, np.int32),
@@ -122,9 +127,12 @@ def _merge(tables: list[_Table]) -> _Table:
     keys = keys[order]
     starts = _starts(keys)
     first = order[starts]
+    sums = np.empty((COLUMNS, len(starts)))
+    for i in range(COLUMNS):  # column by column: all at once would take three copies of the table
+        np.add.reduceat(np.concatenate([t.sums[i] for t in tables])[order], starts, out=sums[i])
     return _Table(
         keys[starts],
-        np.add.reduceat(np.concatenate([t.sums for t in tables])[order], starts),
+        sums,
         np.add.reduceat(np.concatenate([t.observations for t in tables])[order], starts).astype(np.int32),
         sigma[first],
         np.concatenate([t.best_frame for t in tables])[first],
