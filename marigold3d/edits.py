@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,14 @@ from threadpoolctl import threadpool_limits
 from .atomic import atomic_path, writable_folder
 from .config import FusionConfig, RunConfig
 from .errors import GeometryError, InputError, UsageError
-from .exclusions import MAPS_KEPT, Exclusion, Scope, edits, edits_folder, read_exclusions, resized, without
+from .exclusions import Exclusion, Scope, edits, edits_folder, read_exclusions, resized
 from .export.ply import write_ply
-from .fusion.fuse import FusionInput, fuse
-from .multiview.consistency import View
+from .finished import clip_of, fused_frames, require_scene, scene_colors, scene_views
+from .fusion.fuse import fuse
 from .progress import Steps
 from .stages import digest, fingerprint
 from .store import Run
 from .types import BoolImage, PointCloud
-from .video import VideoSource, open_video
 
 __all__ = ["Exclusion", "Scope", "edits", "exclude", "fusion_settings", "read_masks", "refuse", "undo"]
 
@@ -51,13 +49,13 @@ def exclude(run: Run, exclusion: Exclusion, config: FusionConfig | None = None) 
     _require_masks_of(run, exclusion)
     before = edits(run)
     number = 1 + max((int(Path(e["file"]).stem) for e in before), default=0)
-    entry = exclusion.entry(number, fingerprint(_clip(run).info.path))
+    entry = exclusion.entry(number, fingerprint(clip_of(run).info.path))
     return (yield from _changed(run, [*before, entry], config or fusion_settings(run), added=exclusion))
 
 
 def undo(run: Run) -> Steps[Run]:
     """Take the last edit back. UsageError when there is none."""
-    _require_scene(run)
+    require_scene(run)
     before = edits(run)
     if not before:
         raise UsageError(f"{run.path} has no edits to take back")
@@ -66,7 +64,7 @@ def undo(run: Run) -> Steps[Run]:
 
 def refuse(run: Run, config: FusionConfig | None = None) -> Steps[Run]:
     """Fuse again with the edits that there are; config: other settings, which the run keeps. Errors as of `exclude`."""
-    _require_scene(run)
+    require_scene(run)
     return (yield from _changed(run, edits(run), config or fusion_settings(run), afresh=True))
 
 
@@ -103,15 +101,8 @@ def _read_mask(file: Path) -> NDArray[Any]:
 # -- what can be edited -----------------------------------------------------------------------------------------------
 
 
-def _require_scene(run: Run) -> None:
-    if not run.finished:
-        raise InputError(f"{run.path} is not finished: run `marigold3d video` again, which resumes it")
-    if not (run.path / "trajectory.txt").is_file():
-        raise InputError(f"{run.path} has no camera path, so there is no cloud to fuse: run again without --no-poses")
-
-
 def _require_masks_of(run: Run, exclusion: Exclusion) -> None:
-    _require_scene(run)
+    require_scene(run)
     camera, frames = run.camera(), list(exclusion.masks)
     if exclusion.shape != (camera.height, camera.width):
         height, width = exclusion.shape
@@ -120,7 +111,7 @@ def _require_masks_of(run: Run, exclusion: Exclusion) -> None:
     strange = [f for f in frames if f not in known]
     if strange and exclusion.scope != "pixels":
         raise UsageError(f"the run has no depth of source frame {strange[0]}; it has {_listed(sorted(known))}")
-    fused = _fused_frames(run)
+    fused = fused_frames(run)
     if exclusion.scope == "frame" and not set(frames) & set(fused):
         raise UsageError(
             f"frame {frames[0]} is not among those that are fused ({_listed(fused)}): paint one of them, or give the "
@@ -132,62 +123,20 @@ def _listed(frames: Sequence[int]) -> str:
     return ", ".join(map(str, frames)) if len(frames) < 7 else f"{', '.join(map(str, frames[:5]))} ... {frames[-1]}"
 
 
-def _fused_frames(run: Run) -> list[int]:
-    """Source indices of the views that make the cloud. Runs of older versions do not say: all frames."""
-    frames = run.frame_indices
-    if "views" in run.manifest:
-        views = set(run.manifest["views"])
-        return [f for f in frames if f in views]
-    static = run.manifest.get("report", {}).get("cameras", {}).get("poses") == "static"
-    return frames[:1] if static else frames
-
-
-def _clip(run: Run) -> VideoSource:
-    """The run's clip. InputError that names it when it is gone."""
-    clip = run.manifest["clip"]
-    try:
-        return open_video(clip, RunConfig.from_dict(run.manifest.get("settings", {})).video)
-    except InputError as error:
-        raise InputError(f"the clip that {run.path} was made of is needed for its colours: {error}") from None
-
-
 # -- fusing -----------------------------------------------------------------------------------------------------------
 
 
 def _fused(run: Run, exclusions: Sequence[Exclusion], config: FusionConfig) -> Steps[tuple[PointCloud, dict[str, Any]]]:
     """The cloud of a run's depth maps, and its report."""
-    frames, T = run.frame_indices, run.trajectory().T_world_camera
-    if len(frames) != len(T):
-        raise InputError(f"{run.path} has {len(frames)} depth maps but {len(T)} poses: run again with --overwrite")
-    pose, depth = dict(zip(frames, T, strict=True)), lru_cache(MAPS_KEPT)(run.depth)
-    indices = np.array(_fused_frames(run), np.int64)
-    views = FusionInput(
-        indices, indices, np.stack([pose[f] for f in indices]), depth, run.camera(), run.manifest["units"]
-    )
-    edited = without(views, exclusions, lambda f: View(depth(f), pose[f]) if f in pose else None)
+    edited = scene_views(run, exclusions)
     try:
         with threadpool_limits(1, "blas"):
-            cloud, report = yield from fuse(edited, _colors(run, indices), config)
+            cloud, report = yield from fuse(edited, scene_colors(run, edited.indices), config)
     except GeometryError as error:
         if not exclusions:
             raise
         raise GeometryError(f"nothing is left of the scene outside the masks: paint less ({error})") from None
     return cloud, report.as_dict()
-
-
-def _colors(run: Run, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(row, rgb) of the fused frames, from the clip. InputError when it is another one."""
-    settings, camera = RunConfig.from_dict(run.manifest.get("settings", {})), run.camera()
-    video, row_of = _clip(run), {index: row for row, index in enumerate(indices.tolist())}
-    changed = f"{video.info.path} is not the clip that {run.path} was made of: "
-    for frame in video.frames(max_side=settings.video.max_side):
-        if (row := row_of.pop(frame.index, None)) is not None:
-            if frame.rgb.shape[:2] != (camera.height, camera.width):
-                raise InputError(f"{changed}its frames have another shape; put that clip back")
-            yield row, frame.rgb
-        if not row_of:
-            return
-    raise InputError(f"{changed}it has no frame {next(iter(row_of))}; put that clip back")
 
 
 # -- changing the run -------------------------------------------------------------------------------------------------
@@ -219,7 +168,7 @@ def _state(run: Run, entries: Sequence[dict[str, Any]], config: FusionConfig) ->
     """Digest of all that a cloud depends on but the depth itself: with new depth, the kept clouds are removed."""
     files = [run.path / "trajectory.txt", run.path / "camera.json", run.path / "depth" / "encoding.json"]
     contents = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
-    return digest([e["digest"] for e in entries], asdict(config), run.manifest["units"], contents, _fused_frames(run))
+    return digest([e["digest"] for e in entries], asdict(config), run.manifest["units"], contents, fused_frames(run))
 
 
 def _commit(
@@ -238,7 +187,7 @@ def _commit(
     changed: dict[str, Any] = {
         "edits": entries,
         "settings": {**settings, "fuse": True, "fusion": asdict(config)},
-        "report": {**manifest.get("report", {}), "fusion": report},
+        "report": {**{k: v for k, v in manifest.get("report", {}).items() if k != "mesh"}, "fusion": report},
     }
     with ExitStack() as always, ExitStack() as on_failure:
         for file in (fresh, before):
@@ -257,6 +206,7 @@ def _commit(
         on_failure.callback(run.manifest.update, manifest)
         run.update(**changed)
         on_failure.pop_all()
+        (run.path / "mesh.ply").unlink(missing_ok=True)  # it was of the former cloud
         if before.is_file() and was != _state(run, entries, config):
             _keep(folder, was, before, manifest)
     for entry in dropped:

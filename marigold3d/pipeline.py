@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from . import __version__
 from .config import RunConfig
 from .depth import load_estimator
+from .disk import used_bytes
 from .exclusions import edits, read_exclusions, tidy
 from .poses.sparse import SparseModel
 from .progress import Progress, Steps
@@ -36,6 +37,7 @@ from .stages import (
     refine_depth,
     scale_to_lengths,
     walk,
+    with_lens,
     write_products,
 )
 from .store import Run
@@ -75,6 +77,7 @@ def reconstruct_steps(
 def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwrite: bool) -> Steps[Run]:
     """The stages in order; what an error leaves behind is decided by the run folder."""
     check_known(config)
+    config = with_lens(config)
     video = open_video(clip, config.video)
     estimator = load_estimator(config.depth)
     run = Run.create(run_folder, str(Path(clip).absolute()), config.as_dict(), overwrite=overwrite)
@@ -104,6 +107,7 @@ def _stages(clip: str | Path, run_folder: str | Path, config: RunConfig, overwri
     except BaseException:
         run.give_up()
         raise
+    job.report["disk"]["used_mb"] = round(used_bytes(run.path) / 1e6, 1)
     run.update(
         status="finished",
         units=cameras.units,

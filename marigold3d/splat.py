@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .camera import project
 from .rigid import inverse, transform
-from .types import Array, FloatImage, Intrinsics
+from .types import Array, FloatImage, Intrinsics, PointCloud, TriangleMesh
 
 SUPERSAMPLING = 2
 MAX_SPLAT_PX = 24  # samples across; a point right before the lens must not cover the picture
@@ -25,6 +25,25 @@ EDL_RADII = (1, 3)  # samples; the small one draws outlines, the large one hollo
 
 Keys = NDArray[np.uint64]
 EMPTY = np.uint64(np.iinfo(np.uint64).max)
+
+
+def sampled_mesh(mesh: TriangleMesh, count: int) -> PointCloud:
+    """About `count` points spread evenly over a mesh, to be drawn: colours and normals between those of the corners."""
+    corners = mesh.vertices[mesh.faces]  # (F, 3, 3)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).astype(float)
+    ends = np.ceil(np.cumsum(area) * (count / max(area.sum(), 1e-30))).astype(np.int64)
+    face = np.repeat(np.arange(len(area)), np.diff(ends, prepend=0))
+    a, b = np.random.default_rng(0).uniform(size=(2, len(face))).astype(np.float32)
+    a, b = np.where(a + b > 1, 1 - a, a), np.where(a + b > 1, 1 - b, b)
+    weights = np.stack([1 - a - b, a, b], 1)
+
+    def between(values: NDArray[Any]) -> NDArray[np.float32]:
+        return np.einsum("nk,nkc->nc", weights, values[mesh.faces[face]].astype(np.float32))
+
+    n = len(face)
+    unknown, ones = np.full(n, np.nan, np.float32), np.ones(n, np.int32)
+    colors = (between(mesh.colors) + np.float32(0.5)).astype(np.uint8)
+    return PointCloud(between(mesh.vertices), colors, between(mesh.normals), unknown, ones, -ones, mesh.units)
 
 
 def render_points(

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .atomic import atomic_path
+from .cloud_colors import COLORINGS, ColorBy, Coloring, color_cloud
 from .errors import InputError, UsageError
-from .splat import render_points
+from .progress import Progress, Steps
+from .splat import render_points, sampled_mesh
 from .store import Run
-from .types import Array, Intrinsics, PointCloud, Trajectory
-from .viewpoint import FRUSTUM_EDGES, facing, fitted_to, frustums, overview, spacing
+from .types import Array, Intrinsics, PointCloud, Trajectory, TriangleMesh
+from .viewpoint import FRUSTUM_EDGES, facing, fitted_to, frustums, overview, spacing, turntable
 
 SPLAT_SIZE = 1.6  # splat diameter in point spacings: neighbours overlap, edges stay sharp
+MESH_SPLAT_SIZE = 3.0  # the same for points strewn over a mesh, which leave larger gaps
+MESH_SAMPLES = 1_500_000  # points that a picture shows a mesh by
 PATH_COLOR = (255, 176, 32)
 PATH_SPACING = 0.0015  # of the view distance: splats along the drawn camera path
 
@@ -33,37 +39,90 @@ def screenshot(
     height: int = 960,
     from_frame: int | None = None,
     cameras: bool = True,
+    color: ColorBy = "rgb",
+    mesh: bool = False,
 ) -> Path:
-    """Write a picture of the run's cloud (PNG or JPEG, by suffix) and return its path.
+    """Write a picture of the run's cloud, or its mesh, (PNG or JPEG, by suffix) and return its path.
 
-    The view is from behind and above the camera path with the `cameras` drawn in, or that of source frame `from_frame`.
-    Raises InputError when the run has no cloud or no such frame.
+    The view is from behind and above the camera path with the `cameras` drawn in, or that of source frame `from_frame`;
+    color: what the points' colours say. Raises InputError when the run has no cloud or no such frame.
     """
-    image = picture(run, width=width, height=height, from_frame=from_frame, cameras=cameras)
+    image = picture(run, width=width, height=height, from_frame=from_frame, cameras=cameras, color=color, mesh=mesh)
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary)
     return Path(path)
 
 
 def picture(
-    run: Run, *, width: int = 1280, height: int = 960, from_frame: int | None = None, cameras: bool = True
+    run: Run,
+    *,
+    width: int = 1280,
+    height: int = 960,
+    from_frame: int | None = None,
+    cameras: bool = True,
+    color: ColorBy = "rgb",
+    mesh: bool = False,
 ) -> NDArray[np.uint8]:
     """The picture `screenshot` writes, (height, width, 3) uint8 sRGB."""
-    cloud, trajectory = _cloud(run), run.trajectory()
-    size = SPLAT_SIZE * spacing(cloud.points)
+    cloud = _coloured(run, color, mesh)
     if from_frame is not None:
         camera, T_world_camera = frame_view(run, from_frame, width, height)
-        return render_points(cloud.points, cloud.colors, camera, T_world_camera, size)
-    camera, T_world_camera = overview(cloud.points, trajectory, width, height)
-    cloud = cloud.select(facing(cloud.points, cloud.normals, T_world_camera))
-    points, colors, sizes = cloud.points, cloud.colors, np.full(len(cloud), size, np.float32)
-    if cameras:
-        step = PATH_SPACING * float(np.linalg.norm(np.median(points, 0) - T_world_camera[:3, 3]))
-        drawn = _sampled(*camera_lines(trajectory, run.camera(), points), step)
-        points = np.concatenate([points, drawn])
-        colors = np.concatenate([colors, np.broadcast_to(np.array(PATH_COLOR, np.uint8), drawn.shape)])
-        sizes = np.concatenate([sizes, np.full(len(drawn), 1.4 * step, np.float32)])
-    return render_points(points, colors, camera, T_world_camera, sizes)
+        return render_points(cloud.points, cloud.colors, camera, T_world_camera, _splat_size(cloud, mesh))
+    camera, T_world_camera = overview(cloud.points, run.trajectory(), width, height)
+    return _Drawing(run, cloud, _splat_size(cloud, mesh), T_world_camera, cameras).seen_from(camera, T_world_camera)
+
+
+def orbit(
+    run: Run,
+    path: str | Path,
+    *,
+    width: int = 1280,
+    height: int = 960,
+    seconds: float = 8.0,
+    fps: float = 25.0,
+    cameras: bool = True,
+    color: ColorBy = "rgb",
+    mesh: bool = False,
+) -> Steps[Path]:
+    """Write a video (.mp4, .mov or .mkv) that goes round the run's cloud, or mesh, once and can be looped.
+
+    Raises InputError when the run has no cloud, OutputError when the file cannot be written.
+    """
+    from .video import video_writer
+
+    cloud = _coloured(run, color, mesh)
+    n = max(2, round(seconds * fps))
+    camera, poses = turntable(cloud.points, cloud.normals, run.trajectory(), width, height, n)
+    drawing = _Drawing(run, cloud, _splat_size(cloud, mesh), poses[0], cameras)
+    with video_writer(path, fps) as add:
+        for done, T_world_camera in enumerate(poses, 1):
+            add(drawing.seen_from(camera, T_world_camera))
+            yield Progress("orbit", done, n)
+    return Path(path)
+
+
+class _Drawing:
+    """A run's cloud with the cameras drawn in, to be looked at from anywhere; the lines' width is that for a pose."""
+
+    def __init__(self, run: Run, cloud: PointCloud, splat_size: float, T_world_camera: Array, cameras: bool) -> None:
+        self._cloud, self._size = cloud, splat_size
+        self._path = np.zeros((0, 3), np.float32)
+        self._width = PATH_SPACING * float(np.linalg.norm(np.median(cloud.points, 0) - T_world_camera[:3, 3]))
+        if cameras:
+            self._path = _sampled(*camera_lines(run.trajectory(), run.camera(), cloud.points), self._width)
+
+    def seen_from(self, camera: Intrinsics, T_world_camera: Array) -> NDArray[np.uint8]:
+        """(camera.height, camera.width, 3) uint8."""
+        cloud = self._cloud.select(facing(self._cloud.points, self._cloud.normals, T_world_camera))
+        line_colors = np.broadcast_to(np.array(PATH_COLOR, np.uint8), self._path.shape)
+        sizes = [np.full(len(cloud), self._size), np.full(len(self._path), 1.4 * self._width)]
+        return render_points(
+            np.concatenate([cloud.points, self._path]),
+            np.concatenate([cloud.colors, line_colors]),
+            camera,
+            T_world_camera,
+            np.concatenate(sizes).astype(np.float32),
+        )
 
 
 def frame_view(run: Run, frame_index: int, width: int, height: int) -> tuple[Intrinsics, Array]:
@@ -89,22 +148,36 @@ def camera_lines(
     return vertices.astype(np.float32), edges.astype(np.int64)
 
 
-def show(run: Run) -> None:
-    """Open a window with the cloud and the camera path; returns when it is closed.
+def show(run: Run, color: ColorBy = "rgb", *, mesh: bool = False) -> None:
+    """Open a window with the cloud, or the mesh, and the camera path; returns when it is closed.
 
-    Raises UsageError without a display or without a working Open3D, naming the way out.
+    Of a cloud the key C shows the next of `cloud_colors.COLORINGS`; Open3D's own keys: + and - change the points' size,
+    P writes a picture, H lists the others. Raises UsageError without a display or a working Open3D, naming the way out.
     """
-    cloud, trajectory = _cloud(run), run.trajectory()
+    cloud, trajectory = _coloured(run, color), run.trajectory()
     _require_display()
     vertices, edges = camera_lines(trajectory, run.camera(), cloud.points)
     camera, T_world_camera = overview(cloud.points, trajectory, 1280, 960)
     with stdout_to_stderr():
         o3d = _open3d()
-        window = o3d.visualization.Visualizer()
+        window = o3d.visualization.VisualizerWithKeyCallback()
         if not window.create_window(f"marigold3d: {run.path.name}", camera.width, camera.height):
             raise UsageError(f"Open3D cannot open a window here: {_PICTURE_INSTEAD}; {_ASK_DOCTOR}")
-        for geometry in (_o3d_cloud(o3d, cloud), _o3d_lines(o3d, vertices, edges)):
+        points = _o3d_cloud(o3d, cloud)
+        surface = _o3d_mesh(o3d, run.mesh()) if mesh else points
+        for geometry in (surface, _o3d_lines(o3d, vertices, edges)):
             window.add_geometry(geometry)
+        following = cycle(COLORINGS[COLORINGS.index(color) + 1 :] + COLORINGS[: COLORINGS.index(color) + 1])
+
+        def recolour(visualizer: Any) -> bool:
+            shown = coloring(run, next(following))
+            points.colors = o3d.utility.Vector3dVector(shown.colors / 255.0)
+            visualizer.update_geometry(points)
+            print(shown.legend, file=sys.stderr)
+            return True
+
+        if not mesh:
+            window.register_key_callback(ord("C"), recolour)
         options = window.get_render_option()
         options.background_color, options.point_size = np.array([0.2, 0.22, 0.25]), 2.5
         look = window.get_view_control()
@@ -132,6 +205,27 @@ def stdout_to_stderr() -> Iterator[None]:
 
 _PICTURE_INSTEAD = "write a picture with `marigold3d view RUN --screenshot view.png`"
 _ASK_DOCTOR = "`marigold3d doctor` says what is missing"
+
+
+def coloring(run: Run, color: ColorBy) -> Coloring:
+    """The colours of the run's cloud by one of its properties."""
+    return _coloring_of(run, _cloud(run), color)
+
+
+def _splat_size(cloud: PointCloud, mesh: bool) -> float:
+    return (MESH_SPLAT_SIZE if mesh else SPLAT_SIZE) * spacing(cloud.points)
+
+
+def _coloring_of(run: Run, cloud: PointCloud, color: ColorBy) -> Coloring:
+    trajectory, indices = run.trajectory(), run.frame_indices
+    poses = dict(zip(indices, trajectory.T_world_camera, strict=True)) if len(indices) == len(trajectory) else None
+    return color_cloud(cloud, color, poses)
+
+
+def _coloured(run: Run, color: ColorBy, mesh: bool = False) -> PointCloud:
+    """The cloud, or points all over the mesh; of a mesh colours say RGB or height, the rest is unknown."""
+    cloud = sampled_mesh(run.mesh(), MESH_SAMPLES) if mesh else _cloud(run)
+    return cloud if color == "rgb" else replace(cloud, colors=_coloring_of(run, cloud, color).colors)
 
 
 def _cloud(run: Run) -> PointCloud:
@@ -169,6 +263,14 @@ def _o3d_cloud(o3d: Any, cloud: PointCloud) -> Any:
     geometry = o3d.geometry.PointCloud()
     geometry.points = o3d.utility.Vector3dVector(cloud.points.astype(np.float64))
     geometry.colors = o3d.utility.Vector3dVector(cloud.colors / 255.0)
+    return geometry
+
+
+def _o3d_mesh(o3d: Any, mesh: TriangleMesh) -> Any:
+    vertices = o3d.utility.Vector3dVector(mesh.vertices.astype(np.float64))
+    geometry = o3d.geometry.TriangleMesh(vertices, o3d.utility.Vector3iVector(mesh.faces))
+    geometry.vertex_normals = o3d.utility.Vector3dVector(mesh.normals.astype(np.float64))
+    geometry.vertex_colors = o3d.utility.Vector3dVector(mesh.colors / 255.0)
     return geometry
 
 

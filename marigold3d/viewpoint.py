@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from .types import Array, Intrinsics, Trajectory
 
@@ -15,6 +16,9 @@ MARGIN = 1.04  # of the picture around that share
 FRAMING_ROUNDS = 4  # each centres the picture, then steps back as far as needed
 MAX_SAMPLES = 20_000  # points that decide the framing
 
+SIDES, LEAST_SEEN = 8, 0.4  # a turntable turns fully where each side shows so much of what the overview does
+SWING_DEG = 40.0  # else it swings so far to both sides
+
 MAX_FRUSTUMS = 12  # cameras drawn along a path
 FRUSTUM_SIZE = 0.04  # of the scene's extent
 FRUSTUM_EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)])  # apex 0, corners 1 to 4
@@ -23,9 +27,7 @@ FRUSTUM_EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4)
 def overview(points: NDArray[np.floating], trajectory: Trajectory, width: int, height: int) -> tuple[Intrinsics, Array]:
     """Camera and pose that show the whole cloud from behind and above the camera path."""
     camera = Intrinsics.from_fov(OVERVIEW_FOV_DEG, width, height)
-    sample = points[:: max(1, len(points) // MAX_SAMPLES)].astype(np.float64)
-    if len(trajectory):  # the cameras are to be seen too
-        sample = np.concatenate([sample, np.resize(trajectory.centres, (len(sample) // 20 + 1, 3))])
+    sample = _to_be_seen(points, trajectory)
     forward, up = _mean_axes(trajectory)
     backward = -BACK * forward + UP * up + RIGHT * np.cross(forward, up)
     T = look_from(backward, up)
@@ -36,6 +38,34 @@ def overview(points: NDArray[np.floating], trajectory: Trajectory, width: int, h
         centre = centre + T[:3, :2] @ _off_centre(in_view, distance)
     T[:3, 3] = centre - distance * T[:3, 2]
     return camera, T
+
+
+def turntable(
+    points: NDArray[np.floating], normals: NDArray[np.floating], trajectory: Trajectory, width: int, height: int, n: int
+) -> tuple[Intrinsics, Array]:
+    """Camera and poses (n, 4, 4) of one smooth turn that begins and ends with the overview.
+
+    All the way round a scene that shows surfaces from everywhere, else to and fro before the side that was filmed.
+    """
+    camera, T = overview(points, trajectory, width, height)
+    _, up = _mean_axes(trajectory)
+    sample = _to_be_seen(points, trajectory)
+    centre = np.median(sample, 0)
+
+    def turned(angles: Array) -> Array:
+        turns = np.tile(np.eye(4), (len(angles), 1, 1))
+        turns[:, :3, :3] = Rotation.from_rotvec(angles[:, None] * up).as_matrix()
+        turns[:, :3, 3] = centre - turns[:, :3, :3] @ centre
+        return turns @ T
+
+    step = max(1, len(points) // MAX_SAMPLES)
+    around = turned(np.linspace(0, 2 * np.pi, SIDES, endpoint=False))
+    seen = [facing(points[::step], normals[::step], pose).mean() for pose in around]
+    phase = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    poses = turned(phase if min(seen) > LEAST_SEEN * seen[0] else np.radians(SWING_DEG) * np.sin(phase))
+    back = [_distance((sample - pose[:3, 3]) @ pose[:3, :3], camera) for pose in poses[:: max(1, n // SIDES)]]
+    poses[:, :3, 3] -= max(0.0, *back) * poses[:, :3, 2]
+    return camera, poses
 
 
 def look_from(backward: Array, up: Array) -> Array:
@@ -120,6 +150,14 @@ def pyramid(T_world_camera: Array, camera: Intrinsics, size: float) -> Array:
     u, v = np.array([0, camera.width, camera.width, 0]), np.array([0, 0, camera.height, camera.height])
     corners = size * np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(4)], 1)
     return np.asarray(np.concatenate([np.zeros((1, 3)), corners]) @ T_world_camera[:3, :3].T + T_world_camera[:3, 3])
+
+
+def _to_be_seen(points: NDArray[np.floating], trajectory: Trajectory) -> Array:
+    """Some of the points, and of the cameras, which count as a twentieth (M, 3)."""
+    sample = points[:: max(1, len(points) // MAX_SAMPLES)].astype(np.float64)
+    if not len(trajectory):
+        return sample
+    return np.concatenate([sample, np.resize(trajectory.centres, (len(sample) // 20 + 1, 3))])
 
 
 def _mean_axes(trajectory: Trajectory) -> tuple[Array, Array]:

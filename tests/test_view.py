@@ -14,15 +14,19 @@ from PIL import Image
 
 from marigold3d import view
 from marigold3d.camera import project
+from marigold3d.cli import main
+from marigold3d.cloud_colors import COLORINGS
 from marigold3d.errors import InputError, UsageError
+from marigold3d.export.mesh_ply import write_mesh_ply
 from marigold3d.lazy import LazyStack
+from marigold3d.progress import run as drive
 from marigold3d.rigid import inverse, transform
-from marigold3d.splat import render_points
+from marigold3d.splat import render_points, sampled_mesh
 from marigold3d.store import Run
-from marigold3d.types import Intrinsics, Trajectory
+from marigold3d.types import Intrinsics, Trajectory, TriangleMesh
 from marigold3d.video import open_video
 from marigold3d.video_array import VideoArray
-from marigold3d.viewpoint import facing, fitted_to, frustums, look_from, overview, spacing
+from marigold3d.viewpoint import SWING_DEG, facing, fitted_to, frustums, look_from, overview, spacing, turntable
 from tests.gui import CLIP, HEIGHT, WIDTH, depth_map, make_run, require_window
 
 
@@ -138,6 +142,29 @@ def test_overview_of_a_full_turn_and_of_no_cameras(rng):
         assert np.all(np.isfinite(pose))
 
 
+def test_a_turntable_goes_round_what_shows_every_side_and_swings_before_what_does_not(rng):
+    outward = rng.normal(size=(4000, 3))
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    path = Trajectory(np.arange(5.0), np.stack([look_at(a) for a in np.linspace(-0.2, 0.2, 5)]))
+    for normals, turn_deg in ((outward, 360.0), (np.tile([0.0, 0.0, -1.0], (4000, 1)), 2 * SWING_DEG)):
+        camera, poses = turntable(outward, normals, path, 320, 240, 60)
+        start, T = overview(outward, path, 320, 240)
+        np.testing.assert_allclose(poses[0, :3, :3], T[:3, :3], atol=1e-9)
+        np.testing.assert_array_equal(camera.K, start.K)
+        assert np.ptp(poses[:, 1, 3]) < 1e-6, "level"
+        angles = np.unwrap([np.arctan2(z[0], z[2]) for z in poses[:, :3, 2]])
+        assert np.degrees(np.ptp(angles)) == pytest.approx(turn_deg, abs=7)
+        for pose in poses:  # all of it stays in the picture, from every side
+            uv = project(transform(inverse(pose), outward), camera)
+            assert ((uv > 0) & (uv < (320, 240))).all(1).mean() > 0.95
+
+
+def look_at(shift):
+    T = np.eye(4)
+    T[:3, 3] = shift, 0.0, -3.0
+    return T
+
+
 def test_fitting_keeps_the_whole_view():
     camera = Intrinsics.from_fov(60, 640, 480)
     for width, height in ((1280, 720), (300, 600), (640, 480)):
@@ -190,6 +217,79 @@ def test_from_a_frame_the_picture_is_the_frame(run):
     assert image[5, WIDTH // 2, 1] > image[5, WIDTH // 2, 2], "green above"
 
 
+def test_colours_say_what_they_are_asked_for(run, tmp_path):
+    plain = view.picture(run, width=160, height=120, cameras=False)
+    shown = {by: view.picture(run, width=160, height=120, cameras=False, color=by) for by in COLORINGS}
+    np.testing.assert_array_equal(shown["rgb"], plain)
+    cloud, height = run.cloud(), view.coloring(run, "height")
+    assert (shown["height"] != plain).any()
+    assert height.low < height.high
+    low, high = cloud.points[:, 1].argmax(), cloud.points[:, 1].argmin()  # y points down
+    assert height.colors[low][0] > height.colors[low][2], "red"
+    assert height.colors[high][2] > height.colors[high][0], "blue"
+    assert height.legend.startswith("height [")
+
+
+def test_an_orbit_is_a_video_that_begins_with_the_screenshot(run, tmp_path):
+    steps = view.orbit(run, tmp_path / "turn.mp4", width=160, height=120, seconds=0.4, fps=10)
+    seen = []
+    assert drive(steps, seen.append) == tmp_path / "turn.mp4"
+    assert [(p.done, p.total) for p in seen] == [(i, 4) for i in range(1, 5)]
+    with av.open(str(tmp_path / "turn.mp4")) as container:
+        frames = [f.to_ndarray(format="rgb24").astype(int) for f in container.decode(video=0)]
+    assert len(frames) == 4
+    assert frames[0].shape == (120, 160, 3)
+    assert max(np.abs(a - frames[0]).mean() for a in frames[1:]) > 3, "it moves"
+
+
+def tilted_square() -> TriangleMesh:
+    corners = np.array([[-1, -1, 2], [1, -1, 2], [1, 1, 3], [-1, 1, 3]], np.float32)
+    normals = np.tile(np.float32([0, 0.4472, -0.8944]), (4, 1))
+    colors = np.array([[0, 0, 0], [200, 0, 0], [200, 100, 0], [0, 100, 0]], np.uint8)
+    return TriangleMesh(corners, np.array([[0, 2, 1], [0, 3, 2]], np.int32), normals, colors, "m")
+
+
+def test_points_are_spread_evenly_over_a_mesh():
+    cloud = sampled_mesh(tilted_square(), 20_000)
+    assert len(cloud) == 20_000
+    np.testing.assert_allclose(cloud.points[:, 2], 2.5 + cloud.points[:, 1] / 2, atol=1e-5)
+    np.testing.assert_allclose(cloud.colors[:, 0], 100 * (cloud.points[:, 0] + 1), atol=1)
+    counts = np.histogram2d(cloud.points[:, 0], cloud.points[:, 1], 5)[0]
+    assert counts.min() > 0.8 * counts.mean()
+    assert counts.max() < 1.2 * counts.mean()
+
+
+def test_a_mesh_is_drawn_without_display(run, tmp_path):
+    with pytest.raises(InputError, match="--mesh"):
+        view.picture(run, mesh=True)
+    write_mesh_ply(run.path / "mesh.ply", tilted_square())
+    image = view.picture(run, width=160, height=120, mesh=True, cameras=False).astype(int)
+    red = (image[..., 0] > 60) & (image[..., 2] < 40)
+    assert red.mean() > 0.05
+    assert (view.picture(run, width=160, height=120, mesh=True, cameras=False, color="height") != image).any()
+
+
+def test_the_commands_of_view(run, tmp_path, monkeypatch, capsys):
+    def command(*args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["marigold3d", "view", str(run.path), *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), capsys.readouterr().err.strip()
+
+    turn, still, small = tmp_path / "o.mp4", tmp_path / "a.png", ("--width", 96, "--height", 64)
+    assert command("--orbit", turn, "--seconds", 0.1, *small)[0] == 0
+    assert turn.stat().st_size > 0
+    code, said = command("--screenshot", still, "--color", "height", *small)
+    assert code == 0
+    assert said.startswith("height [")
+    assert Image.open(still).size == (96, 64)
+    wrong = (["--color", "taste"], ["--orbit", turn, "--screenshot", still], ["--screenshot", still, "--width", 0])
+    for code, args in (*((2, args) for args in wrong), (7, ["--orbit", tmp_path / "a.gif"])):
+        refused, said = command(*args)
+        assert refused == code
+        assert len(said.splitlines()) == 1
+
+
 def test_what_cannot_be_shown_says_so(run, tmp_path):
     with pytest.raises(InputError, match=r"no posed frame 1: it holds 3 frames \(0 to 4\)"):
         view.screenshot(run, tmp_path / "a.png", from_frame=1)
@@ -228,15 +328,17 @@ screenshot(Run.open({str(run.path)!r}), {str(tmp_path / "a.png")!r}, width=64, h
 
 
 @pytest.mark.gui
-def test_open3d_window_opens_and_closes(run):
+@pytest.mark.parametrize("mesh", [False, True])
+def test_open3d_window_opens_and_closes(run, mesh):
     require_window()
     pytest.importorskip("open3d")
+    write_mesh_ply(run.path / "mesh.ply", tilted_square())
     code = f"""
 import open3d
 from marigold3d.store import Run
 from marigold3d import view
 open3d.visualization.Visualizer.run = lambda window: window.poll_events()
-view.show(Run.open({str(run.path)!r}))
+view.show(Run.open({str(run.path)!r}), mesh={mesh})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from .options import (
     MaxFrames,
     Meaning,
     Measures,
+    Mesh,
     Model,
     Offline,
     On,
@@ -38,6 +39,7 @@ from .options import (
     Steps,
     Stride,
     TinyVae,
+    Triangles,
     WarmStart,
     print_json,
     stem_of,
@@ -48,6 +50,8 @@ def video(
     clip: Annotated[str, typer.Argument(help="Video file, folder of images, or quoted pattern such as 'img*.png'.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder. Default: CLIP_3d here.")] = None,
     fuse: Annotated[bool, typer.Option("--fuse/--no-fuse", help="Fuse all frames into one cloud.")] = True,
+    mesh: Mesh = False,
+    triangles: Triangles = None,
     model: Model = "compact",
     device: On = Device.auto,
     start: Start = 0.0,
@@ -77,8 +81,16 @@ def video(
     poses: Annotated[
         Path | None,
         typer.Option(
-            help="Camera-to-world poses: TUM, COLMAP folder, transforms.json, .npy; or `odometry`: from colour and "
-            "depth, where texture is too poor for structure from motion.",
+            help="Camera poses: TUM, COLMAP folder, transforms.json, OpenSfM, Record3D, Polycam, .npy; or `odometry`: "
+            "from colour and depth, where texture is too poor for structure from motion.",
+            rich_help_panel=POSES,
+        ),
+    ] = None,
+    poses_convention: Annotated[
+        str | None,
+        typer.Option(
+            help="What the file's poses are, if not what its format says: opengl or opencv, world-to-camera or "
+            "camera-to-world, wxyz or xyzw, comma-separated.",
             rich_help_panel=POSES,
         ),
     ] = None,
@@ -137,9 +149,15 @@ def video(
 
     if sum((poses is not None, static, no_poses)) > 1:
         raise UsageError("--poses, --static and --no-poses exclude each other: give one")
+    if mesh and (no_poses or not fuse):
+        raise UsageError("--mesh needs the camera path and --fuse: leave --no-poses and --no-fuse out")
+    if triangles is not None and not mesh:
+        raise UsageError("--triangles says how large the mesh may be: give --mesh too")
     walked = poses == Path("odometry")
     if metric_poses and (poses is None or walked):
         raise UsageError("--metric-poses says what the units of --poses FILE are: give the file too")
+    if poses_convention is not None and (poses is None or walked):
+        raise UsageError("--poses-convention says how --poses FILE is to be read: give the file too")
     numbers, file = _intrinsics(intrinsics)
     settings = c.RunConfig(
         fuse=fuse and not no_poses,
@@ -167,17 +185,26 @@ def video(
             None if walked else poses,
             metric_poses,
             allow_cuts=allow_cuts,
+            convention=tuple(word.strip() for word in (poses_convention or "").split(",") if word.strip()),
         ),
         align=c.AlignConfig(cues=tuple(cues or ()), measures=tuple(measure or ()), guide=guide),
         refine=c.RefineConfig(enabled=refine, poses=refine_poses),
         fusion=c.FusionConfig(voxel, max_depth, consistency_ratio=consistency, min_observations=min_observations),
     )
+    from ..meshing import mesh_run
     from ..pipeline import reconstruct
+    from ..progress import run as drive
     from ..terminal import progress_bars, report_lines
 
     folder = output or Path(f"{stem_of(clip)}_3d")
     with progress_bars(quiet) as on_progress:
         run = reconstruct(clip, folder, settings, overwrite=overwrite, on_progress=on_progress)
+        if mesh:
+            try:
+                run = drive(mesh_run(run, triangles), on_progress)
+            except BaseException:
+                print(f"the scene is whole, its mesh is not: marigold3d fuse {folder} --mesh makes it", file=sys.stderr)
+                raise
     if as_json:
         print_json({"run": str(folder), "units": run.manifest["units"], **run.manifest["report"]})
     else:

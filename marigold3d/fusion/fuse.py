@@ -60,6 +60,45 @@ class FusionInput:
     whole: Callable[[int], DepthMap] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What a clip's scale and certainty make of the settings; lengths in scene units, sigmas as shares of depth."""
+
+    median: float  # depth
+    voxel: float
+    max_depth: float
+    edge_ratio: float
+    typical_sigma: float
+    max_sigma: float
+
+    @classmethod
+    def of(cls, views: FusionInput, config: FusionConfig) -> Limits:
+        """GeometryError when no view has depth."""
+        median, sigma = median_depth(views), _typical_sigma(views)
+        return cls(
+            median,
+            config.voxel or max(VOXEL_RATIO, VOXEL_PIXELS / views.camera.fx) * median,
+            config.max_depth or FAR_RATIO * median,
+            max(config.edge_ratio, EDGE_SLOPE / views.camera.fx),
+            sigma,
+            max(config.max_sigma, TYPICAL_SIGMAS * sigma),
+        )
+
+
+def filtered(
+    views: FusionInput, row: int, limits: Limits, config: FusionConfig
+) -> tuple[DepthMap, DepthMap, DepthMap, DepthMap]:
+    """A view's depth that is near enough; of that, what is no edge; what is certain; what other views do not deny.
+
+    The last is averaged with what they confirm.
+    """
+    depth = views.depth(int(views.positions[row]))
+    near = depth.restricted_to(depth.depth < limits.max_depth)
+    solid = near.restricted_to(~edge_mask(near, limits.edge_ratio))
+    sure = certain(solid, limits.max_sigma)
+    return near, solid, sure, _checked(views, row, sure, limits.median, limits.max_sigma, config)
+
+
 def fuse(
     views: FusionInput, colors: Iterator[tuple[int, NDArray[np.uint8]]], config: FusionConfig
 ) -> Steps[tuple[PointCloud, FusionReport]]:
@@ -67,18 +106,11 @@ def fuse(
 
     Raises GeometryError when nothing survives the filters.
     """
-    median = median_depth(views)
-    max_depth = config.max_depth or FAR_RATIO * median
-    grid = VoxelGrid(config.voxel or max(VOXEL_RATIO, VOXEL_PIXELS / views.camera.fx) * median)
-    edge_ratio = max(config.edge_ratio, EDGE_SLOPE / views.camera.fx)
-    max_sigma = max(config.max_sigma, TYPICAL_SIGMAS * _typical_sigma(views))
+    chosen = Limits.of(views, config)
+    grid = VoxelGrid(chosen.voxel)
     pixels = edges = uncertain = inconsistent = 0
     for done, (row, rgb) in enumerate(colors):
-        depth = views.depth(int(views.positions[row]))
-        near = depth.restricted_to(depth.depth < max_depth)
-        solid = near.restricted_to(~edge_mask(near, edge_ratio))
-        sure = certain(solid, max_sigma)
-        checked = _checked(views, row, sure, median, max_sigma, config)
+        near, solid, sure, checked = filtered(views, row, chosen, config)
         preview = _add(grid, checked, rgb, views, row)
         pixels += int(near.valid.sum())
         edges += int(near.valid.sum() - solid.valid.sum())
@@ -94,7 +126,7 @@ def fuse(
         )
     share = 1 / max(pixels, 1)
     return cloud, FusionReport(
-        grid.voxel, max_depth, len(cloud), edges * share, uncertain * share, inconsistent * share
+        grid.voxel, chosen.max_depth, len(cloud), edges * share, uncertain * share, inconsistent * share
     )
 
 
@@ -142,14 +174,22 @@ def _checked(
 
 def _add(grid: VoxelGrid, depth: DepthMap, rgb: NDArray[np.uint8], views: FusionInput, row: int) -> CloudPreview:
     """Add a view's points to the grid; every so many of them, to be looked at."""
-    T = views.T_world_camera[row]
-    points = depth_to_points(depth.depth, views.camera, T)
-    normals = grid_normals(points, T[:3, 3])
-    ray = T[:3, 3].astype(np.float32) - points
-    cosine = np.einsum("hwc,hwc->hw", ray, normals) / np.maximum(np.linalg.norm(ray, axis=2), 1e-12)
-    keep = depth.valid & (cosine > GRAZING)
+    points, normals, placed = oriented(depth, views.camera, views.T_world_camera[row])
+    keep = placed.valid
     sigma = depth.sigma_or_typical[keep]
     points, colors = points[keep], rgb[keep]
     grid.add(points, colors, normals[keep], sigma, int(views.indices[row]))
     some = np.s_[:: -(-len(points) // PREVIEWED) or 1]
     return CloudPreview(points[some].copy(), colors[some].copy())  # copies: views would keep whole frames alive
+
+
+def oriented(
+    depth: DepthMap, camera: Intrinsics, T_world_camera: Array
+) -> tuple[NDArray[np.float32], NDArray[np.float32], DepthMap]:
+    """World points and normals (H, W, 3) of a depth map, and the map without pixels that see a surface too flatly."""
+    centre: Array = T_world_camera[:3, 3]
+    points = depth_to_points(depth.depth, camera, T_world_camera)
+    normals = grid_normals(points, centre)
+    ray = centre.astype(np.float32) - points
+    cosine = np.einsum("hwc,hwc->hw", ray, normals) / np.maximum(np.linalg.norm(ray, axis=2), 1e-12)
+    return points, normals, depth.restricted_to(cosine > GRAZING)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 STEP = 2  # px on either side: wide enough to see past the noise of one pixel
 
 
-def grid_normals(points: NDArray[np.float32], centre: NDArray[np.float64]) -> NDArray[np.float32]:
+def grid_normals(points: NDArray[np.float32], centre: NDArray[np.floating]) -> NDArray[np.float32]:
     """Unit normals (H, W, 3) of world points (H, W, 3), turned towards the camera centre (3,); zero where undefined."""
     dx, dy = np.zeros_like(points), np.zeros_like(points)
     dx[:, STEP:-STEP] = points[:, 2 * STEP :] - points[:, : -2 * STEP]

@@ -1,7 +1,7 @@
 """The stages of a run, generators of Progress: they join the modules that know the mathematics to the run folder."""
 
 from .align import align_depth, check_known, scale_to_lengths
-from .cameras import find_cameras
+from .cameras import find_cameras, with_lens
 from .depth import estimate_depth
 from .job import Cameras, DepthStore, Job, digest, fingerprint
 from .look import look_at_clip
@@ -25,5 +25,6 @@ __all__ = [
     "refine_depth",
     "scale_to_lengths",
     "walk",
+    "with_lens",
     "write_products",
 ]

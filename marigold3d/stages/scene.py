@@ -57,7 +57,7 @@ def write_products(job: Job, scan: Scan, cameras: Cameras, store: DepthStore, cl
         yield from _write_products(fresh, job, scan, cameras, store, cloud)
         for folder in ("depth", "sigma"):
             shutil.rmtree(job.run.path / folder, ignore_errors=True)
-        for name in ("cloud.ply", "trajectory.txt"):  # a run without them keeps none of the run it replaces
+        for name in ("cloud.ply", "mesh.ply", "trajectory.txt"):  # a run without them keeps none of the run it replaces
             (job.run.path / name).unlink(missing_ok=True)
         for product in fresh.iterdir():
             product.replace(job.run.path / product.name)
