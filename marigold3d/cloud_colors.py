@@ -28,6 +28,11 @@ class Coloring:
     high: float
     label: str
 
+    @property
+    def legend(self) -> str:
+        """What the colours say, in a line."""
+        return f"{self.label}: red {self.low:.3g} to blue {self.high:.3g}" if np.isfinite(self.low) else self.label
+
 
 def color_cloud(cloud: PointCloud, by: ColorBy, T_world_camera: Mapping[int, Array] | None = None) -> Coloring:
     """Colours of the points by one of their properties, red low and blue high, between its 2nd and 98th percentile.

@@ -80,6 +80,8 @@ def report_in_metres(report: Mapping[str, Any], factor: float, since_alignment: 
         out["refinement"] = _held_out(refinement, "held_out", total)
     if fusion := report.get("fusion"):
         out["fusion"] = {**fusion, **{name: round(fusion[name] * factor, 6) for name in ("voxel", "max_depth")}}
+    if mesh := report.get("mesh"):
+        out["mesh"] = {**mesh, "voxel": round(mesh["voxel"] * factor, 6)}
     if (survey := report.get("georeference")) and survey.get("T_survey_scene"):
         T = np.array(survey["T_survey_scene"])
         out["georeference"] = {**survey, "T_survey_scene": (T / [factor, factor, factor, 1.0]).tolist()}

@@ -25,6 +25,7 @@ from .cues.measure import MeasuredLength
 from .errors import InputError
 from .exclusions import tidy
 from .export.depth_maps import DepthEncoding, read_encoding, write_encoding
+from .export.mesh_ply import write_mesh_ply
 from .export.ply import write_ply
 from .export.trajectories import write_tum
 from .lengths import length_warnings, lengths_report, merged, report_in_metres, without_length_warnings
@@ -125,6 +126,9 @@ def _write_products(run: Run, folder: Path, factor: float) -> None:
     if (run.path / "cloud.ply").is_file():
         cloud, f = run.cloud(), np.float32(factor)
         write_ply(folder / "cloud.ply", replace(cloud, points=cloud.points * f, sigma=cloud.sigma * f, units="m"))
+    if run.has_mesh:
+        mesh = run.mesh()
+        write_mesh_ply(folder / "mesh.ply", replace(mesh, vertices=mesh.vertices * np.float32(factor), units="m"))
     entry = {**json.loads((run.path / "camera.json").read_text()), "units": "m"}
     with atomic_path(folder / "camera.json") as temporary:
         temporary.write_text(json.dumps(entry, indent=2) + "\n")

@@ -15,6 +15,7 @@ PLAIN_INTERVAL_S = 10.0  # between two lines where stderr is no terminal
 TITLES = {
     "scan": "Looking at the clip",
     "poses": "Finding cameras",
+    "register": "Placing the frames between",
     "depth": "Estimating depth",
     "align": "Reading relative depth",
     "guide": "Guiding keyframes",
@@ -29,8 +30,11 @@ TITLES = {
     "between": "Refining the rest",
     "fuse": "Fusing the cloud",
     "write": "Writing depth maps",
+    "mesh": "Merging depth for the mesh",
+    "surface": "Finding the surface",
     "files": "Writing files",
     "preview": "Encoding the preview",
+    "orbit": "Drawing the turn",
 }
 
 
@@ -121,9 +125,10 @@ def report_lines(run: Run) -> str:
     unit = "m" if units == "m" else "scene units"
     lines = [f"{run.path}: {run.manifest.get('status')}, units: {units}"]
     if c := report.get("cameras"):
+        sigma = f" +- {s:.2g}" if (s := c.get("focal_sigma_px")) is not None else ""
         lines.append(
             f"  cameras   {c['frames_posed']} of {c['frames']} frames posed ({c['poses']}, {c['keyframes_registered']} "
-            f"of {c['keyframes']} keyframes), focal length {c['focal_px']:.0f} px, {c['fov_x_deg']:.0f} degrees "
+            f"of {c['keyframes']} keyframes), focal length {c['focal_px']:.0f}{sigma} px, {c['fov_x_deg']:.0f} degrees "
             f"({c['intrinsics']})"
         )
     if a := report.get("alignment"):
@@ -141,8 +146,12 @@ def report_lines(run: Run) -> str:
             lines.append(_held_out("refined", r["held_out"], unit, _since_alignment(run)))
     if f := report.get("fusion"):
         lines.append(f"  cloud     {f['points']:,} points, voxel {f['voxel']:.4g} {unit}")
+    if m := report.get("mesh"):
+        lines.append(f"  mesh      {m['triangles']:,} triangles, voxel {m['voxel']:.4g} {unit}")
     if edits := run.manifest.get("edits"):
         lines.append(f"  edits     {len(edits)}: {sum(e['pixels'] for e in edits):,} painted pixels are left out")
+    if d := report.get("disk"):
+        lines.append(f"  disk      {d['used_mb']:.0f} MB ({d['estimated_mb']:.0f} MB expected); cache/ may be deleted")
     if s := report.get("seconds"):
         spent = ", ".join(f"{k} {v:.0f}" for k, v in s.items() if k != "total")
         lines.append(f"  time      {s['total']:.0f} s ({spent}), peak memory {report['peak_memory_mb']:.0f} MB")

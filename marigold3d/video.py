@@ -24,6 +24,7 @@ from .config import VideoConfig
 from .errors import InputError, OutputError
 from .frames import VideoInfo, VideoSource, check_range, select
 from .images import IMAGE_SUFFIXES, open_images
+from .lens import Lens, UndistortedVideo
 from .types import Frame
 
 __all__ = ["VideoFile", "VideoInfo", "VideoSource", "open_video", "video_writer", "write_video"]
@@ -37,10 +38,15 @@ SCALER = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CH
 
 
 def open_video(source: str | Path, config: VideoConfig = VideoConfig()) -> VideoSource:  # noqa: B008 (frozen)
-    """Open a clip, a folder of images, one image or a glob of images.
+    """Open a clip, a folder of images, one image or a glob of images; its frames undistorted where `config` has a lens.
 
     Raises InputError when it cannot be read, UsageError when the range in `config` makes no sense.
     """
+    opened = _opened_source(source, config)
+    return opened if config.lens is None else UndistortedVideo(opened, Lens.parse(config.lens))
+
+
+def _opened_source(source: str | Path, config: VideoConfig) -> VideoSource:
     path = Path(source)
     if (
         path.is_dir()

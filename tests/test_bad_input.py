@@ -138,7 +138,8 @@ def test_unusable_clips_cameras_and_poses(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--voxel", "-1"), ("--voxel", "nan"), ("--max-depth", "-1"), ("--consistency", "-1"), ("--min-observations", "0"),
+    [("--voxel", "-1"), ("--voxel", "nan"), ("--max-depth", "-1"), ("--consistency", "-1"), ("--consistency", "1"),
+     ("--min-observations", "0"),
      ("--max-side", "0"), ("--max-side", "3")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_no_defects(
@@ -312,7 +313,7 @@ def test_exports_that_cannot_be(marigold3d: Callable[..., Outcome], inputs: Path
     args = ("video", inputs / "good.mp4", "-o", run, "--static", "--fov", "65", "--no-fuse", "-q")
     assert marigold3d(*args).code == 0
     refused(marigold3d("export", run, "--format", "ply", "-o", tmp_path / "c.ply"), 3, "cloud.ply")
-    refused(marigold3d("export", run, "--format", "obj", "-o", tmp_path / "c.obj"), 2, "unknown format 'obj'")
+    refused(marigold3d("export", run, "--format", "dwg", "-o", tmp_path / "c.dwg"), 2, "unknown format 'dwg'")
     (tmp_path / "there.npy").write_text("dear")
     refused(marigold3d("export", run, "--format", "npy", "-o", tmp_path / "there.npy"), 7, "--overwrite")
     assert (tmp_path / "there.npy").read_text() == "dear"

@@ -184,7 +184,7 @@ def test_info(run_folder: Path) -> None:
 )
 def test_exports(run_folder: Path, tmp_path: Path, form: str, name: str, product: str) -> None:
     before = (run_folder / "run.json").read_bytes()
-    done = marigold3d("export", run_folder, "--format", form, "-o", tmp_path / name)
+    done = marigold3d("export", run_folder, "--format", form, "-o", tmp_path / name, "-q")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / product).stat().st_size > 0
     assert (run_folder / "run.json").read_bytes() == before

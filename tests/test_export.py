@@ -28,10 +28,11 @@ from marigold3d.export.depth_maps import (
     write_encoding,
     write_sigma_png,
 )
-from marigold3d.export.meshes import write_glb, write_las, write_mesh_glb
+from marigold3d.export.glb import write_glb, write_mesh_glb
+from marigold3d.export.meshes import read_glb, write_las
 from marigold3d.export.ply import read_ply, write_ply
 from marigold3d.export.trajectories import write_colmap, write_transforms
-from marigold3d.types import DepthMap, Intrinsics, PointCloud, Trajectory, Units
+from marigold3d.types import DepthMap, Intrinsics, PointCloud, Trajectory, TriangleMesh, Units
 
 COLUMNS = ("points", "colors", "normals", "sigma", "observations", "frame_index")
 
@@ -310,13 +311,17 @@ def test_glb_is_y_up(tmp_path: Path) -> None:
 
 def test_mesh_glb_keeps_vertices_and_faces(tmp_path: Path) -> None:
     trimesh = pytest.importorskip("trimesh")
-    vertices = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], float)
+    vertices = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], np.float32)
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
-    write_mesh_glb(tmp_path / "m.glb", vertices, np.array([[0, 1, 2], [1, 3, 2]]), colors, "m")
+    normals = np.tile(np.float32([0, 0, -1]), (4, 1))
+    faces = np.array([[0, 2, 1], [1, 2, 3]], np.int32)
+    write_mesh_glb(tmp_path / "m.glb", TriangleMesh(vertices, faces, normals, colors, "m"))
     (theirs,) = trimesh.load(tmp_path / "m.glb", process=False).geometry.values()
     np.testing.assert_allclose(theirs.vertices, vertices * [1, -1, -1])
-    np.testing.assert_array_equal(theirs.visual.vertex_colors[:, :3], colors)
-    assert len(theirs.faces) == 2
+    expected = np.select([colors == 255, colors == 9], [1.0, 9 / 255 / 12.92])  # light: IEC 61966-2-1
+    np.testing.assert_allclose(theirs.visual.vertex_attributes["color"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(theirs.faces, faces)
+    np.testing.assert_allclose(theirs.face_normals, [[0, 0, 1]] * 2, atol=1e-6)  # towards the cameras, as before
 
 
 @pytest.mark.parametrize("suffix", ["las", "laz"])
@@ -350,7 +355,7 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setitem(__import__("sys").modules, module, None)
     depth = depth_of()
     for write in (
-        lambda: write_glb(tmp_path / "c.glb", cloud_of(2)),
+        lambda: read_glb(__file__),
         lambda: write_las(tmp_path / "c.las", cloud_of(2)),
         lambda: write_depth_exr(tmp_path / "d.exr", depth, "m"),
     ):

@@ -174,12 +174,12 @@ def cached(run: Run, name: str, position: int) -> np.ndarray:
 
 
 def products_show(run: Run, name: str) -> bool:
-    """Whether the depth maps for people are the cached depth `name`, up to the rounding of their format."""
+    """Whether the depth maps for people are the cached depth `name`, up to the rounding and range of their format."""
     same = []
     for position in run.frame_indices:
         shown, kept = run.depth(position), cached(run, name, position)
         step = run.encoding().scale
-        same.append(np.array_equal(shown.valid, np.isfinite(kept)))
+        same.append(np.array_equal(shown.valid, np.isfinite(kept) & (kept < 65535.5 * step)))
         same.append(bool(np.all(np.abs(shown.depth - kept)[shown.valid] < step)))
     return all(same)
 

@@ -19,6 +19,7 @@ from marigold3d.align.affine import AffineFit
 from marigold3d.config import AlignConfig, CameraConfig, PoseConfig, RefineConfig, RunConfig
 from marigold3d.cues import Measurement, parse_measure
 from marigold3d.errors import GeometryError, InputError, OutputError, UsageError
+from marigold3d.export.mesh_ply import write_mesh_ply
 from marigold3d.lengths import report_in_metres
 from marigold3d.picking import Surfaces
 from marigold3d.pipeline import reconstruct
@@ -26,7 +27,7 @@ from marigold3d.realign import realign
 from marigold3d.rescale import rescale
 from marigold3d.rigid import quaternion_xyzw
 from marigold3d.store import Run
-from marigold3d.types import Domain
+from marigold3d.types import Domain, TriangleMesh
 from tests import synthetic
 from tests.gui import make_run
 
@@ -79,7 +80,9 @@ def length_of(run: Run, factor: float, frame: int = 2) -> Measurement:
 def test_the_scene_is_as_large_as_the_length_says(run: Run, factor: float) -> None:
     before = {i: run.depth(i) for i in run.frame_indices}
     maps = {name: data for name, data in contents(run.path).items() if name.endswith(".png")}
-    cloud, trajectory = run.cloud(), run.trajectory()
+    cloud, trajectory, mesh = run.cloud(), run.trajectory(), a_mesh()
+    write_mesh_ply(run.path / "mesh.ply", mesh)
+    run.update(report={**run.manifest["report"], "mesh": {"voxel": 0.02, "triangles": 1}})
     done = rescale(run, [measure := length_of(run, factor)])
     assert done.run is run
     assert done.estimate.factor == pytest.approx(factor, rel=1e-5)
@@ -106,6 +109,15 @@ def test_the_scene_is_as_large_as_the_length_says(run: Run, factor: float) -> No
         {"voxel": 0.01 * factor, "max_depth": 12 * factor, "points": 7}, rel=1e-4
     )
     assert {name: data for name, data in contents(run.path).items() if name.endswith(".png")} == maps
+    np.testing.assert_allclose(again.mesh().vertices, factor * mesh.vertices, rtol=1e-6)
+    assert again.mesh().units == "m"
+    assert again.manifest["report"]["mesh"]["voxel"] == pytest.approx(0.02 * factor, abs=1e-6)
+
+
+def a_mesh() -> TriangleMesh:
+    corners = np.array([[0, 0, 1], [1, 0, 2], [0, 1, 3]], np.float32)
+    out = np.tile(np.array([[0, 0, -1]], np.float32), (3, 1))
+    return TriangleMesh(corners, np.array([[0, 2, 1]], np.int32), out, np.full((3, 3), 9, np.uint8))
 
 
 def test_the_same_length_twice_changes_nothing_more(run: Run) -> None:

@@ -221,8 +221,28 @@ def test_a_frame_is_there_when_it_was_written(tmp_path: Path, rng: np.random.Gen
     array[2] = frame
     again = FrameArray(tmp_path / "a", SHAPE, "a")
     assert [p in again for p in range(4)] == [False, False, True, False]
-    np.testing.assert_array_equal(again[2], frame)
+    np.testing.assert_allclose(again[2], frame, rtol=2.0**-15)
     assert np.isnan(again[0]).all()
+
+
+@pytest.mark.parametrize(("name", "rtol"), [("refined", 2.0**-15), ("refined_sigma", 2.0**-9)])
+def test_frames_come_back_rounded_once(tmp_path: Path, rng: np.random.Generator, name: str, rtol: float) -> None:
+    array = FrameArray(tmp_path / name, SHAPE, "w")
+    frame = np.exp(rng.normal(0, 5, SHAPE[1:])).astype(np.float32)
+    frame[0, :3] = np.nan, 0, -frame[0, 2]
+    array[0] = frame
+    np.testing.assert_allclose(array[0], frame, rtol=rtol)
+    assert np.abs(array[0] / np.where(frame == 0, 1, frame) - 1)[1:].max() > rtol / 8  # it was rounded at all
+    array[1] = array[0]
+    np.testing.assert_array_equal(array[1], array[0])
+
+
+def test_a_surface_takes_less_than_half_of_its_floats(tmp_path: Path, rng: np.random.Generator) -> None:
+    y, x = np.mgrid[:240, :320]
+    surface = 2 + np.sin(x / 40) * np.cos(y / 50) + rng.normal(0, 1e-3, x.shape)
+    FrameArray(tmp_path / "aligned", (1, 240, 320), "w")[0] = surface.astype(np.float32)
+    stored = sum(f.stat().st_size for f in (tmp_path / "aligned" / "c").rglob("*") if f.is_file())
+    assert stored < 0.45 * 4 * x.size  # zstd alone, without rounding and bit planes: 0.9
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, UsageError
 from ..types import Array, PointCloud, Units
-from .meshes import read_glb, read_las, write_glb, write_las
+from .glb import write_glb
+from .meshes import read_glb, read_las, write_las
 from .ply import blank_cloud, read_ply, write_ply
 
 CLOUD_READERS: dict[str, Callable[[Path], PointCloud]] = {
@@ -50,6 +51,18 @@ def cloud_of_points(points_xyz: NDArray[Any], colors: NDArray[Any], units: Units
     """A cloud of which no more is known: points (N, 3), colors (N, 3) uint8; normals zero, sigma NaN, frame -1."""
     cloud = blank_cloud(len(points_xyz), units)
     return replace(cloud, points=np.asarray(points_xyz, np.float32), colors=np.asarray(colors, np.uint8))
+
+
+def thinned(cloud: PointCloud, most: int) -> PointCloud:
+    """At most so many of the points, in their order, each as likely as another; the same ones every time."""
+    return cloud if len(cloud) <= most else cloud.select(thinned_rows(len(cloud), most))
+
+
+def thinned_rows(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the rows 0..count-1, increasing; the same ones every time."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def transformed(cloud: PointCloud, matrix: Array) -> PointCloud:

@@ -1,11 +1,10 @@
-"""Clouds and meshes for other programs: glTF (GLB) through trimesh, LAS and LAZ through laspy. Both need [export].
+"""Clouds as LAS and LAZ through laspy, and clouds of GLB files, which trimesh reads. Both need [export].
 
-Clouds are read back, too: what was written, and the points of other programs' files.
+What was written is read back, and so are the points of other programs' files.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,46 +13,16 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..atomic import atomic_path
-from ..errors import InputError, OutputError
+from ..errors import InputError
 from ..types import PointCloud, Units
-from .ply import blank_cloud
+from .glb import Y_DOWN_TO_Y_UP
+from .needed import needed, require_points
+from .ply import CHUNK_POINTS, blank_cloud
 
-Y_DOWN_TO_Y_UP = np.array([1, -1, -1], np.float32)  # glTF is y up, z towards the viewer: half a turn about x
 LAS_POINT_FORMAT = 7  # LAS 1.4 with 16-bit colour
 LAS_STEPS = 2**31 - 2  # of the 32-bit integers that hold coordinates
 LAS_UNITS = "units "  # begins the header's system identifier
 COARSEST = 1e-5  # of a cloud's extent: coordinates that float32 holds in larger steps are not read
-
-
-def write_glb(path: str | Path, cloud: PointCloud) -> None:
-    """Write the points as GLB, turned y up. OutputError when trimesh is missing or the file cannot be written."""
-    trimesh = _needed("trimesh", "GLB files")
-    alpha = np.full((len(cloud), 1), 255, np.uint8)
-    _require_points(len(cloud))
-    points = trimesh.PointCloud(cloud.points * Y_DOWN_TO_Y_UP, colors=np.concatenate([cloud.colors, alpha], 1))
-    _write_scene(trimesh, path, points, cloud.units)
-
-
-def write_mesh_glb(
-    path: str | Path,
-    vertices: NDArray[np.floating[Any]],
-    faces: NDArray[np.integer[Any]],
-    colors: NDArray[np.uint8],
-    units: Units,
-) -> None:
-    """Write a triangle mesh as GLB, turned y up: vertices (V, 3) world, faces (F, 3), colors (V, 3)."""
-    trimesh = _needed("trimesh", "GLB files")
-    _require_points(len(vertices))
-    turned = np.asarray(vertices, np.float32) * Y_DOWN_TO_Y_UP
-    mesh = trimesh.Trimesh(turned, faces, vertex_colors=colors, process=False)
-    _write_scene(trimesh, path, mesh, units)
-
-
-def _write_scene(trimesh: Any, path: str | Path, geometry: Any, units: Units) -> None:
-    scene = trimesh.Scene(geometry)
-    scene.metadata.update(generator=f"marigold3d {__version__}", units=units)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(scene.export(file_type="glb"))
 
 
 def write_las(path: str | Path, cloud: PointCloud) -> None:
@@ -61,16 +30,23 @@ def write_las(path: str | Path, cloud: PointCloud) -> None:
 
     Coordinates are stored in steps of a power of ten, at most 5e-9 of the cloud's extent, so nothing visible is lost.
     """
-    laspy = _needed("laspy", "LAS files")
-    _require_points(len(cloud))
-    las = laspy.LasData(_las_header(laspy, cloud))
-    las.x, las.y, las.z = cloud.points.T.astype(np.float64)
-    las.red, las.green, las.blue = cloud.colors.T.astype(np.uint16) * 257  # 255 becomes 65535
+    laspy = needed("laspy", "LAS files")
+    require_points(len(cloud))
+    header = _las_header(laspy, cloud)
+    with atomic_path(path) as temporary, laspy.open(str(temporary), mode="w", header=header) as file:
+        for start in range(0, len(cloud), CHUNK_POINTS):
+            file.write_points(_las_points(laspy, header, cloud, slice(start, start + CHUNK_POINTS)))
+
+
+def _las_points(laspy: Any, header: Any, cloud: PointCloud, part: slice) -> Any:
+    record = laspy.ScaleAwarePointRecord.zeros(len(cloud.sigma[part]), header=header)
+    record.x, record.y, record.z = cloud.points[part].T.astype(np.float64)
+    record.red, record.green, record.blue = cloud.colors[part].T.astype(np.uint16) * 257  # 255 becomes 65535
     for i, name in enumerate(("nx", "ny", "nz")):
-        las[name] = cloud.normals[:, i]
-    las["sigma"], las["observations"], las["frame"] = cloud.sigma, cloud.observations, cloud.frame_index
-    with atomic_path(path) as temporary:
-        las.write(str(temporary))
+        record[name] = cloud.normals[part, i]
+    record["sigma"], record["observations"] = cloud.sigma[part], cloud.observations[part]
+    record["frame"] = cloud.frame_index[part]
+    return record
 
 
 def _las_header(laspy: Any, cloud: PointCloud) -> Any:
@@ -92,7 +68,7 @@ def read_glb(path: str | Path) -> PointCloud:
 
     InputError when it is no GLB file or holds no points, OutputError when trimesh is missing.
     """
-    trimesh = _needed("trimesh", "GLB files")
+    trimesh = needed("trimesh", "GLB files")
     path = _existing(path)
     try:
         with path.open("rb") as file:
@@ -119,7 +95,7 @@ def read_las(path: str | Path) -> PointCloud:
 
     InputError when it is no LAS file, or its coordinates are too large for float32; OutputError when laspy is missing.
     """
-    laspy = _needed("laspy", "LAS files")
+    laspy = needed("laspy", "LAS files")
     path = _existing(path)
     try:
         las = laspy.read(str(path))
@@ -159,15 +135,3 @@ def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
 
 def _units(name: str) -> Units:
     return cast(Units, name if name in get_args(Units) else "arbitrary")
-
-
-def _needed(module: str, what: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise OutputError(f"{what} need {module}: pip install 'marigold3d[export]'") from error
-
-
-def _require_points(count: int) -> None:
-    if not count:
-        raise InputError("the cloud is empty: there is nothing to export")

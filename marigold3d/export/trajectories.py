@@ -13,16 +13,18 @@ from ..atomic import atomic_path
 from ..errors import InputError
 from ..rigid import inverse, quaternion_xyzw
 from ..types import Array, Intrinsics, PointCloud, Trajectory, Units
+from .tracks import Tracks
 
 OPENCV_TO_OPENGL = np.diag(
     [1.0, -1.0, -1.0, 1.0]
 )  # on a camera's own axes: y down and z forward to y up and z backward
+UNKNOWN_ERROR = -1.0  # what COLMAP writes for a point whose reprojection error was not computed
 CONVENTION = "camera to world; camera x right, y down, z forward (OpenCV)"
 
 
-def image_names(frame_indices: Sequence[int]) -> list[str]:
+def image_names(frame_indices: Sequence[int], suffix: str = ".png") -> list[str]:
     """File names of source frames, 000042.png: what the readers match by number."""
-    return [f"{index:06d}.png" for index in frame_indices]
+    return [f"{index:06d}{suffix}" for index in frame_indices]
 
 
 def write_tum(path: str | Path, trajectory: Trajectory, units: Units, note: str = "") -> None:
@@ -43,13 +45,18 @@ def write_poses_npy(path: str | Path, trajectory: Trajectory) -> None:
 
 
 def write_transforms(
-    path: str | Path, trajectory: Trajectory, camera: Intrinsics, names: Sequence[str], units: Units
+    path: str | Path,
+    trajectory: Trajectory,
+    camera: Intrinsics,
+    names: Sequence[str],
+    units: Units,
+    points_name: str | None = None,
 ) -> None:
     """Write a nerfstudio / instant-ngp transforms.json: camera-to-world with OpenGL camera axes.
 
-    names: (N,) image paths relative to the file, one a pose.
+    names: (N,) image paths relative to the file, one a pose; points_name: likewise a PLY file in the same world.
     """
-    _require_names(trajectory, names)
+    require_names(trajectory, names)
     matrices = trajectory.T_world_camera @ OPENCV_TO_OPENGL
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, *(camera.distortion or (0.0, 0.0, 0.0, 0.0)))
     scene = {
@@ -59,6 +66,7 @@ def write_transforms(
         **dict(zip(("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2"), numbers, strict=True)),
         "generator": f"marigold3d {__version__}",
         "units": units,
+        **({"ply_file_path": points_name} if points_name else {}),
         "frames": [{"file_path": n, "transform_matrix": T.tolist()} for n, T in zip(names, matrices, strict=True)],
     }
     with atomic_path(path) as temporary:
@@ -72,35 +80,43 @@ def write_colmap(
     names: Sequence[str],
     units: Units,
     cloud: PointCloud | None = None,
+    tracks: Tracks | None = None,
 ) -> None:
     """Write cameras.txt, images.txt and points3D.txt, which COLMAP, nerfstudio and gsplat read.
 
-    names: (N,) image names without spaces, one a pose; cloud: the points, without tracks (None: an empty list).
+    names: (N,) image names without spaces, one a pose; cloud: the points (None: an empty list); tracks: which image
+    sees which of them.
     """
-    _require_names(trajectory, names)
+    require_names(trajectory, names)
     if any(len(name.split()) != 1 for name in names):
         raise InputError("COLMAP's text files cannot hold image names with spaces: rename the images")
-    note = f"# marigold3d {__version__}; units {units}\n"
+    note = f"# marigold3d {__version__}; units {units}; poses are world to camera; cameras x right, y down, z forward\n"
+    tracks = tracks or Tracks.none()
     model = "OPENCV" if camera.distortion else "PINHOLE"
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, *(camera.distortion or ()))
     cameras = [f"1 {model} {camera.width} {camera.height} {_join(numbers)}\n"]
     _write_lines(Path(folder) / "cameras.txt", note, cameras)
-    _write_lines(Path(folder) / "images.txt", note, _image_lines(trajectory.T_world_camera, names))
-    _write_lines(Path(folder) / "points3D.txt", note, _point_lines(cloud) if cloud is not None else [])
+    _write_lines(Path(folder) / "images.txt", note, _image_lines(trajectory.T_world_camera, names, tracks))
+    _write_lines(Path(folder) / "points3D.txt", note, _point_lines(cloud, tracks) if cloud is not None else [])
 
 
-def _image_lines(T_world_camera: Array, names: Sequence[str]) -> Iterator[str]:
+def _image_lines(T_world_camera: Array, names: Sequence[str], tracks: Tracks) -> Iterator[str]:
     T_camera_world = inverse(T_world_camera)
     quaternions_wxyz = quaternion_xyzw(T_camera_world)[:, [3, 0, 1, 2]]
     for i, name in enumerate(names):
-        yield f"{i + 1} {_join((*quaternions_wxyz[i], *T_camera_world[i, :3, 3]))} 1 {name}\n\n"
+        seen = tracks.in_image(i)
+        observations = (f"{u:.3f} {v:.3f} {row + 1}" for (u, v), row in zip(seen.uv, seen.point, strict=True))
+        pose = _join((*quaternions_wxyz[i], *T_camera_world[i, :3, 3]))
+        yield f"{i + 1} {pose} 1 {name}\n{' '.join(observations)}\n"
 
 
-def _point_lines(cloud: PointCloud) -> Iterator[str]:
+def _point_lines(cloud: PointCloud, tracks: Tracks) -> Iterator[str]:
+    track_of = dict(tracks.by_point())
     for i in range(len(cloud)):
         x, y, z = cloud.points[i]
         r, g, b = cloud.colors[i]
-        yield f"{i + 1} {x:.7g} {y:.7g} {z:.7g} {r} {g} {b} 0\n"
+        track = "".join(f" {image + 1} {place}" for image, place in track_of.get(i, ()))
+        yield f"{i + 1} {x:.9g} {y:.9g} {z:.9g} {r} {g} {b} {UNKNOWN_ERROR:g}{track}\n"
 
 
 def _write_lines(path: Path, note: str, lines: Iterator[str] | list[str]) -> None:
@@ -110,9 +126,10 @@ def _write_lines(path: Path, note: str, lines: Iterator[str] | list[str]) -> Non
 
 
 def _join(numbers: Sequence[float]) -> str:
-    return " ".join(f"{float(number):.12g}" for number in numbers)
+    return " ".join(repr(float(number)) for number in numbers)  # to the last digit
 
 
-def _require_names(trajectory: Trajectory, names: Sequence[str]) -> None:
+def require_names(trajectory: Trajectory, names: Sequence[str]) -> None:
+    """InputError unless there is a name for every pose."""
     if len(names) != len(trajectory):
         raise InputError(f"{len(trajectory)} poses need as many image names, got {len(names)}")
