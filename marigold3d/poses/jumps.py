@@ -22,18 +22,25 @@ LONGEST_S = 0.5  # between neighbours: beyond it a camera may have been anywhere
 def without_jumps(centres: Array, times_s: Array) -> NDArray[np.bool_]:
     """(M,) which of the camera centres (M, 3), in any units, at increasing times (M,) are believable.
 
-    The worst goes first, and what is left is looked at anew: beside a wrong one, right ones look wrong. The first and
-    the last stay, as do all where keyframes are few or far apart.
+    The worst goes first, and what is left is looked at anew: beside a wrong one, right ones look wrong. A right one
+    between two wrong ones may look worse than either and go before them, so in the end all that fits comes back. The
+    first and the last stay, as do all where keyframes are few or far apart.
     """
-    kept = np.arange(len(centres))
-    extent = float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else 0.0
-    while len(kept) > LEAST:
-        excess = _excess(centres[kept], times_s[kept], STILL * extent)
+    kept = np.ones(len(centres), dtype=bool)
+    least = STILL * float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else 0.0
+    gone: list[int] = []
+    while kept.sum() > LEAST:
+        rows = np.flatnonzero(kept)
+        excess = _excess(centres[rows], times_s[rows], least)
         worst = int(excess.argmax())
         if excess[worst] <= 1:
             break
-        kept = np.delete(kept, worst)
-    return np.isin(np.arange(len(centres)), kept)
+        gone.append(int(rows[worst]))
+        kept[gone[-1]] = False
+    for row in reversed(gone):
+        kept[row] = True
+        kept[row] = _excess(centres[kept], times_s[kept], least).max() <= 1
+    return kept
 
 
 def _excess(centres: Array, times_s: Array, least: float) -> Array:
