@@ -35,7 +35,7 @@ TRIMMED = 0.9  # share of the held-out residuals, the smallest, that count: the 
 # Of the held-out RMS, for anything to be kept. Poses alone: exact ones gain 1 %, structure from motion 2 to 5 % and no
 # better depth by it, those of two depth sensors 37 and 74 %; exact ones under a focal length 2 % off gain 7 %.
 LEAST_GAIN = 0.05
-LEAST_GAIN_PX = 0.01  # and this much, which is finer than points can be found: where nearly nothing is off, all is noise
+LEAST_GAIN_PX = 0.01  # and so much: points are not found more finely, and where nearly nothing is off, all is noise
 LEAST_FOCAL_GAIN = 0.005  # for the focal length besides: poses make up for most of its error
 LEAST_MATCHES = 30  # a keyframe
 CHECKED_KEYFRAMES, CHECKED_NEIGHBOURS = 12, 3  # of `photometric_residual`
