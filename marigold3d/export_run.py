@@ -158,6 +158,7 @@ _WRITERS: dict[str, Writer] = {
     "nerfstudio": scene.nerfstudio,
     "colmap": scene.colmap,
     "colmap-bin": scene.colmap_binary,
+    "opensfm": scene.opensfm,
     "3dgs": scene.gaussian_splatting,
     "video": frames.depth_video,
     "rerun": frames.rerun,

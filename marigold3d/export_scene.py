@@ -13,6 +13,7 @@ from .atomic import atomic_path
 from .errors import InputError
 from .export.clouds import thinned, thinned_rows
 from .export.colmap_binary import write_colmap_binary
+from .export.opensfm import write_opensfm
 from .export.ply import write_ply
 from .export.tracks import Tracks, joined, seen_in
 from .export.trajectories import image_names, write_colmap, write_transforms
@@ -119,6 +120,16 @@ def colmap_binary(run: Run, folder: Path, images: bool) -> Steps[None]:
     camera = camera_of(run, images)
     tracks = yield from _tracks(run, trajectory, cloud, camera)
     write_colmap_binary(folder, trajectory, camera, names, cloud, tracks)
+
+
+def opensfm(run: Run, folder: Path, images: bool) -> Steps[None]:
+    """reconstruction.json and tracks.csv; with `images` the frames in images/."""
+    trajectory, names, cloud = path_of(run), _names(run, images), cloud_of(run)
+    if images:
+        yield from _write_images(run, folder / "images")
+    camera = camera_of(run, images)
+    tracks = yield from _tracks(run, trajectory, cloud, camera)
+    write_opensfm(folder, trajectory, camera, names, cloud, tracks)
 
 
 def gaussian_splatting(run: Run, folder: Path, images: bool) -> Steps[None]:

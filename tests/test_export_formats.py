@@ -28,10 +28,13 @@ from marigold3d.export.colmap_binary import write_colmap_binary
 from marigold3d.export.formats import FORMATS
 from marigold3d.export.mesh_ply import write_mesh_ply
 from marigold3d.export.meshes import write_las
+from marigold3d.export.opensfm import write_opensfm
 from marigold3d.export.ply import blank_cloud
 from marigold3d.export.tracks import joined, seen_in
 from marigold3d.export_run import _WRITERS, export_run, export_steps
 from marigold3d.export_scene import pinhole_of
+from marigold3d.poses.files import read_records
+from marigold3d.poses.opensfm_files import read_opensfm
 from marigold3d.store import Run
 from marigold3d.types import DepthMap, Intrinsics, PointCloud, Trajectory, TriangleMesh
 from marigold3d.video import write_video
@@ -380,6 +383,63 @@ def test_colmap_opens_in_pycolmap(run: Run, cloud: PointCloud, tmp_path: Path, f
     assert sorted(f.name for f in folder.iterdir()) == [f"{n}.{suffix}" for n in ("cameras", "images", "points3D")]
 
 
+def test_opensfm_projects_points_where_they_were_seen(run: Run, cloud: PointCloud, tmp_path: Path) -> None:
+    """Read with json and scipy alone, by the formulas of OpenSfM's documentation of its camera models."""
+    folder = exported(run, "opensfm", tmp_path / "model")
+    ((model,), camera) = (json.loads((folder / "reconstruction.json").read_text()), run.camera())
+    (entry,) = model["cameras"].values()
+    assert (entry["projection_type"], entry["width"], entry["height"]) == ("brown", camera.width, camera.height)
+    assert list(model["shots"]) == [f"{i:06d}.png" for i in run.frame_indices]
+    version, *lines = (folder / "tracks.csv").read_text().splitlines()
+    assert version == "OPENSFM_TRACKS_VERSION_v2"
+    assert len(lines) > 1000
+    seen_by: dict[str, set[str]] = {}
+    for line in lines:
+        name, track, _, x, y, _, r, g, b, _, _ = line.split("\t")
+        shot, point = model["shots"][name], model["points"][track]
+        assert point["color"] == [int(r), int(g), int(b)]
+        X, Y, Z = Rotation.from_rotvec(shot["rotation"]).apply(point["coordinates"]) + shot["translation"]
+        assert float(x) == pytest.approx(entry["focal_x"] * X / Z + entry["c_x"], abs=1e-5)
+        assert float(y) == pytest.approx(entry["focal_y"] * Y / Z + entry["c_y"], abs=1e-5)
+        side = max(camera.width, camera.height)
+        assert 0 <= float(x) * side + camera.width / 2 <= camera.width
+        seen_by.setdefault(track, set()).add(name)
+    assert seen_by.keys() == model["points"].keys()
+    assert min(map(len, seen_by.values())) >= 2
+    for track, point in model["points"].items():
+        np.testing.assert_array_equal(np.array(point["coordinates"], np.float32), cloud.points[int(track)])
+
+
+@given(
+    st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4),
+    st.tuples(st.integers(10, 4000), st.integers(10, 4000)),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=30, deadline=None)
+def test_opensfm_comes_back_as_it_was(distortion: list[float], size: tuple[int, int], seed: int) -> None:
+    """Any lens, size and path: poses and camera are those that were written."""
+    rng = np.random.default_rng(seed)
+    T = np.tile(np.eye(4), (3, 1, 1))
+    T[:, :3, :3] = Rotation.random(3, random_state=rng).as_matrix()
+    T[:, :3, 3] = rng.normal(0, 10, (3, 3))
+    f, c = rng.uniform(0.3, 3, 2) * max(size), rng.uniform(0.2, 0.8, 2) * size
+    camera = Intrinsics(*f, *c, *size, tuple(distortion) if any(distortion) else None)  # type: ignore[call-arg]
+    cloud = blank_cloud(2, "arbitrary")
+    cloud.points[:] = rng.normal(size=(2, 3))
+    tracks = joined(np.arange(2), [(np.arange(2), rng.uniform(0, size, (2, 2))) for _ in range(3)])
+    with TemporaryDirectory() as folder:
+        write_opensfm(folder, Trajectory(np.arange(3.0), T), camera, ["0.png", "1.png", "2.png"], cloud, tracks)
+        file = Path(folder) / "reconstruction.json"
+        model, poses = read_opensfm(file), read_records(file)
+    np.testing.assert_allclose(model.T_world_camera, T, atol=1e-9)
+    np.testing.assert_array_equal(model.points, cloud.points)
+    np.testing.assert_allclose(model.uv, tracks.uv, atol=1e-7 * max(size))
+    assert poses.camera is not None
+    for found in (poses.camera, model.cameras[0]):
+        expected = (camera.fx, camera.fy, camera.cx, camera.cy, *(camera.distortion or ()))
+        assert (found.fx, found.fy, found.cx, found.cy, *(found.distortion or ())) == pytest.approx(expected, abs=1e-9)
+
+
 def frames_look_right(folder: Path, run: Run) -> None:
     """Every frame that has depth is there; the bright column stands where the clip has it."""
     files = sorted(folder.iterdir())
@@ -390,7 +450,7 @@ def frames_look_right(folder: Path, run: Run) -> None:
         assert abs(int(picture[..., 2].mean(0).argmax()) - (4 + 7 * index % (WIDTH - 8)) - 1.5) <= 2
 
 
-@pytest.mark.parametrize("form", ["colmap", "colmap-bin", "3dgs", "nerfstudio"])
+@pytest.mark.parametrize("form", ["colmap", "colmap-bin", "3dgs", "nerfstudio", "opensfm"])
 def test_frames_come_at_the_clips_own_size(form: str, tmp_path: Path) -> None:
     """Depth maps of half the clip's size: cameras, frames and tracks are the clip's."""
     cv2, pycolmap = pytest.importorskip("cv2"), pytest.importorskip("pycolmap")
@@ -411,6 +471,11 @@ def test_frames_come_at_the_clips_own_size(form: str, tmp_path: Path) -> None:
     if form == "nerfstudio":
         said = json.loads(output.read_text())
         assert [said[k] for k in ("w", "h", "fl_x", "cx")] == [2 * WIDTH, 2 * HEIGHT, 2 * small.fx, 2 * small.cx]
+        return
+    if form == "opensfm":
+        read = read_opensfm(output / "reconstruction.json")
+        assert (read.cameras[0].width, read.cameras[0].fx) == (2 * WIDTH, pytest.approx(2 * small.fx))
+        assert read.uv[:, 0].max() > WIDTH
         return
     model = pycolmap.Reconstruction(str(output / "sparse" / "0" if form == "3dgs" else output))
     (camera,) = model.cameras.values()

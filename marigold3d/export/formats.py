@@ -36,6 +36,7 @@ FORMATS: dict[str, Format] = {
     "nerfstudio": Format("transforms.json", (".json",), images=True),
     "colmap": Format("model as text, all points", images=True),
     "colmap-bin": Format("model, binary, all points", images=True),
+    "opensfm": Format("reconstruction and tracks", images=True),
     "3dgs": Format("undistorted frames and a COLMAP model with points to begin Gaussian splatting from", images=True),
     "video": Format("depth in colours", (".mp4", ".mov", ".mkv"), images=True),
     "rerun": Format("recording for Rerun's viewer", (".rrd",), images=True),

@@ -30,6 +30,11 @@ def pixels_of(normalised: Array, size: Array) -> Array:
     return normalised * size.max(-1, keepdims=True) + size / 2
 
 
+def normalised_of(uv: Array, size: Array) -> Array:
+    """The inverse of `pixels_of`."""
+    return (uv - size / 2) / size.max(-1, keepdims=True)
+
+
 def read_opensfm(path: Path) -> ObservedModel:
     """The largest reconstruction of the file, with the observations of the tracks file beside it.
 
