@@ -4,7 +4,7 @@ every frame's scale, shift and log-scale field, with covariances and a verdict o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -266,15 +266,13 @@ def _alignment(clip: ClipSamples, segments: list[_Segment], starts: list[int]) -
     for number, segment in enumerate(segments):
         first, T = starts[number], len(segment.stretch)
         coarse = [_frame(clip, segment, i, first + i) for i in range(T)]
-        fine = yield from sharpened(
-            coarse, {i: _seen(clip, f, first + i) for i, f in enumerate(coarse) if f and first + i in clip.fits}
-        )
+        fine = yield from sharpened(coarse, _Seen(clip, coarse, first))
         frames += fine
-        alone = [segment.stretch.surface(i, segment.alone[i]) for i in range(T)]
-        together = [
+        alone = (segment.stretch.surface(i, segment.alone[i]) for i in range(T))
+        together = (
             segment.stretch.surface(i, t) if (f := fine[i]) is None else _surface(clip, f, first + i)
             for i, t in enumerate(segment.solution.theta)
-        ]
+        )
         before.append(np.append(flicker(segment.stretch, alone), np.nan))  # the last frame of a scene has no next
         after.append(np.append(flicker(segment.stretch, together), np.nan))
     count = len(frames)
@@ -353,9 +351,25 @@ def _field(grid: SampleGrid, theta: Array, sigma: Array) -> ScaleField | None:
     return ScaleField(theta[2:].reshape(grid.nodes), sigma.reshape(grid.nodes).astype(float), grid.width, grid.height)
 
 
-def _seen(clip: ClipSamples, frame: FrameAlignment, position: int) -> tuple[Float32, SparseCues, NDArray[np.bool_]]:
-    """The values (M,) of a frame's map at those of its cues that lie on depth, these cues, and which of them agree."""
-    return clip.at_cues[position], clip.cues_on_depth(position), frame.fit.inliers[clip.used[position]]
+class _Seen(Mapping[int, tuple[Float32, SparseCues, NDArray[np.bool_]]]):
+    """By frame of a segment, for frames with cues: the values (M,) of its map at those cues that lie on depth, these
+    cues, and which of them agree. Read when asked for.
+    """
+
+    def __init__(self, clip: ClipSamples, frames: Sequence[FrameAlignment | None], first: int) -> None:
+        self._clip, self._first = clip, first
+        self._frames = {i: f for i, f in enumerate(frames) if f is not None and first + i in clip.fits}
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._frames)
+
+    def __getitem__(self, i: int) -> tuple[Float32, SparseCues, NDArray[np.bool_]]:
+        clip, position = self._clip, self._first + i
+        agree = self._frames[i].fit.inliers[clip.used[position]]
+        return clip.at_cues[position], clip.cues_on_depth(position), agree
 
 
 def _surface(clip: ClipSamples, frame: FrameAlignment, position: int) -> Surface:
@@ -368,7 +382,7 @@ def _surface(clip: ClipSamples, frame: FrameAlignment, position: int) -> Surface
     return Surface.of(log_z, clip.grid)
 
 
-def flicker(stretch: Stretch, surfaces: Sequence[Surface]) -> Array:
+def flicker(stretch: Stretch, surfaces: Iterable[Surface]) -> Array:
     """(T-1,) how much depth jumps from each frame to the next; NaN where nothing links them.
 
     The root mean square over the regions of a 4 x 3 grid of the median log ratio of linked depths: it sees whatever
@@ -377,15 +391,15 @@ def flicker(stretch: Stretch, surfaces: Sequence[Surface]) -> Array:
     grid = stretch.grid
     region = 4 * (np.arange(grid.rows) * 3 // grid.rows)[:, None] + np.arange(grid.columns) * 4 // grid.columns
 
-    def one(i: int) -> float:
-        found = stretch.link(i, i + 1, surfaces[i], surfaces[i + 1], np.inf, 4)
+    def one(i: int, here: Surface, following: Surface) -> float:
+        found = stretch.link(i, i + 1, here, following, np.inf, 4)
         if found is None or len(found.residual) < LEAST_SAMPLES:
             return np.nan
         inside = region.ravel()[found.source]
         medians = [np.median(r) for k in range(12) if len(r := found.residual[inside == k]) >= LEAST_SAMPLES]
         return float(np.sqrt(np.mean(np.square(medians)))) if medians else np.nan
 
-    return np.array([one(i) for i in range(len(surfaces) - 1)])
+    return np.array([one(i, *pair) for i, pair in enumerate(pairwise(surfaces))])
 
 
 def _for_json(series: Array) -> list[float | None]:

@@ -15,7 +15,7 @@ from ..progress import FramePreview, Progress, Steps
 from ..types import Array, DepthMap, Intrinsics, RelativeDepth, SparseCues
 from .alignment import Alignment, solve_clip_steps
 from .carried import carried_around
-from .cue_arrays import joined
+from .cue_store import JoinedCues
 from .flow import FlowBetween
 from .frame import FrameAlignment
 from .held_out import GatheredCues, HeldOut
@@ -88,10 +88,9 @@ def align_clip(
     gathered = [GatheredCues.of(s, positions, poses, config.held_out) for s in sources]
     if poses is not None and camera is not None and np.ptp(poses[:, :3, 3], axis=0).max() > 0:
         gathered += [c for s, g in zip(sources, gathered, strict=True) if (c := _carried(s, g, poses, camera))]
-    cues = {i: joined([g.kept[i] for g in gathered]) for i in range(len(positions))}
     alignment = yield from solve_clip_steps(
         _At(relative, positions),
-        {i: c for i, c in cues.items() if len(c)},
+        JoinedCues([g.kept for g in gathered], len(positions)),
         camera=None if poses is None else camera,
         T_world_camera=poses,
         flow=None if flow is None else lambda i, j: flow(int(positions[i]), int(positions[j])),

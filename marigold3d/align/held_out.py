@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Array, SparseCues
+from .cue_store import CueStore
 from .sources import CueSource, FrameCues
 
 LEAST_POINTS = 50  # a source of fewer keeps them all: they are worth more as cues
@@ -54,15 +56,15 @@ class GatheredCues:
     """One source's cues of every frame: those the solve may see, and those held out."""
 
     name: str
-    kept: list[SparseCues]
-    held: list[SparseCues]
+    kept: Sequence[SparseCues]
+    held: Sequence[SparseCues]
 
     @classmethod
     def of(cls, source: CueSource, positions: NDArray[np.int64], poses: Array | None, share: float) -> GatheredCues:
         """Of the frames at positions (P,) with poses (P, 4, 4), where there are any."""
         made = isinstance(source, FrameCues) and not source.measured
         held = held_out_points(source.count, 0.0 if made else share)
-        kept_cues, held_cues = [], []
+        kept_cues, held_cues = CueStore(), CueStore()
         for i, position in enumerate(positions.tolist()):
             cues, ids = source.cues(position, np.eye(4) if poses is None else poses[i])
             kept_cues.append(cues.select(~held[ids]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,16 @@ class SparseModel:
             near = [after]
         else:
             near = [i for i in (after - 1, after) if 0 <= i < len(self.frames)]
-        return np.unique(self.seen_point[np.isin(self.seen_frame, near)])
+        order, starts = self._by_frame
+        return np.unique(
+            self.seen_point[np.concatenate([order[:0], *(order[starts[i] : starts[i + 1]] for i in near)])]
+        )
+
+    @cached_property
+    def _by_frame(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Observations in order of their frames (O,), and where each frame's begin (M + 1,)."""
+        order = np.argsort(self.seen_frame, kind="stable")
+        return order, np.searchsorted(self.seen_frame[order], np.arange(len(self.frames) + 1))
 
     def cues(self, position: int, T_world_camera: Array) -> tuple[SparseCues, NDArray[np.int64]]:
         """Depth cues of the frame at `position` with pose (4, 4), and the index of the point behind each (N,).
