@@ -1,15 +1,17 @@
 """Peak memory of a command against the length of its clip: it should not grow.
 
-    python -m tests.benchmarks.clip_memory [CLIP] [--command depth|video] [--lengths 250 2500] [--size 320x240]
+    python -m tests.benchmarks.clip_memory [CLIP] [--command depth|video|scene] [--lengths 250 2500] [--size 320x240]
 
-The clip (examples/clip.mp4 unless given) is repeated to each length. Every length is a process of its own, as a user
-starts it; its peak is the largest resident set that the system saw. The network looks at a low resolution, which makes
-frames come fast and changes nothing about what could grow with their number.
+The clip (examples/clip.mp4 unless given) is repeated to each length. `video` takes the camera for one that stood still;
+`scene` plays the example to and fro with its true camera path, and refines and fuses it. Every length is a process of
+its own, as a user starts it; its peak is the largest resident set that the system saw. The network looks at a low
+resolution, which makes frames come fast and changes nothing about what could grow with their number.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -17,11 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.depth_to_disk import ROOT, repeat_clip
+import numpy as np
+
+from tests.benchmarks.depth_to_disk import FPS, ROOT, repeat_clip
 
 OPTIONS = {
     "depth": ("--format", "npz,png16,preview,video"),
     "video": ("--static", "--fov", "65", "--no-refine", "--max-side", "320"),
+    "scene": ("--metric-poses", "--fuse"),
 }
 
 
@@ -38,15 +43,28 @@ def main() -> None:
     for length in args.lengths:
         with tempfile.TemporaryDirectory() as folder:
             clip = Path(folder) / "clip.mp4"
-            repeat_clip(args.clip, clip, length, (width, height))
-            peak_mb, seconds = peak(args.command, clip, Path(folder) / "out")
+            repeat_clip(args.clip, clip, length, (width, height), back=args.command == "scene")
+            options = true_path(Path(folder), length, width) if args.command == "scene" else []
+            peak_mb, seconds = peak(args.command, clip, Path(folder) / "out", options)
         first_mb = first_mb or peak_mb
         print(f"{length:8d}{peak_mb:10.0f}{peak_mb / first_mb:8.3f}{seconds:8.0f}", flush=True)
 
 
-def peak(command: str, clip: Path, out: Path) -> tuple[float, float]:
+def true_path(folder: Path, length: int, width: int) -> list[str]:
+    """The options that tell the example's camera and its path, to and fro."""
+    truth = ROOT / "examples" / "clip_truth"
+    camera = json.loads((truth / "camera.json").read_text())
+    poses = np.loadtxt(truth / "trajectory.txt")[:, 1:]
+    there_and_back = np.concatenate([poses, poses[-2:0:-1]])
+    rows = there_and_back[np.arange(length) % len(there_and_back)]
+    np.savetxt(folder / "poses.txt", np.column_stack([np.arange(length) / FPS, rows]))
+    return ["--poses", str(folder / "poses.txt"), "--focal-px", str(camera["fx"] * width / camera["width"])]
+
+
+def peak(command: str, clip: Path, out: Path, options: list[str]) -> tuple[float, float]:
     """(largest resident set in megabytes, seconds) of one command."""
-    line = [sys.executable, "-m", "marigold3d.cli", command, str(clip), "-o", str(out), "-q"]
+    name = "video" if command == "scene" else command
+    line = [sys.executable, "-m", "marigold3d.cli", name, str(clip), "-o", str(out), "-q", *options]
     began = time.monotonic()
     with subprocess.Popen([*line, "--processing-resolution", "96", *OPTIONS[command]], cwd=ROOT) as process:
         _, status, usage = os.wait4(process.pid, 0)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+FPS = 25
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("npz,video", "npy", "npz", "png16", "exr", "preview", "video")  # the first is the default
 
@@ -52,17 +53,19 @@ def main() -> None:
             print(f"{row:14s}{1 / wall_s:10.1f}{1e3 * cpu_s:9.0f}{most:9.1f}{size_mb:8.2f}", flush=True)
 
 
-def repeat_clip(source: Path, target: Path, frames: int, size: tuple[int, int]) -> None:
-    """`frames` frames of `size` (width, height), from a clip that is played again and again."""
+def repeat_clip(source: Path, target: Path, frames: int, size: tuple[int, int], *, back: bool = False) -> None:
+    """`frames` frames of `size` (width, height), from a clip played again and again; with `back`, to and fro."""
     import av
 
     with av.open(str(source)) as container:
         pictures = [p.reformat(*size, "yuv420p") for p in islice(container.decode(video=0), 240)]
+    if back:
+        pictures += pictures[-2:0:-1]
     with av.open(str(target), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(25), options={"preset": "veryfast", "crf": "20"})
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for i, picture in enumerate(islice(cycle(pictures), frames)):
-            picture.pts, picture.time_base, picture.pict_type = i, Fraction(1, 25), 0
+            picture.pts, picture.time_base, picture.pict_type = i, Fraction(1, FPS), 0
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
