@@ -57,7 +57,7 @@ def test_the_camera_path_is_recovered(clip: synthetic.Clip, file: Path, tmp_path
     else:
         off_px = abs(model.camera.fx - clip.camera.fx)
         assert 0.01 < model.focal_sigma_px < 0.02 * clip.camera.fx
-        assert off_px < 15 * model.focal_sigma_px  # keypoints share errors, which the formula takes for independent
+        assert off_px < 5 * model.focal_sigma_px
     assert np.median(synthetic.distance_to_surface(to_truth.apply(model.points))) < 0.03
     assert not (tmp_path / "work").exists(), "the workspace is cleared away"
 
