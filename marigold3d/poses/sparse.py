@@ -27,7 +27,8 @@ class SparseModel:
     camera: at the size the depth maps will have. frames (M,): positions of registered frames among the used ones,
     increasing; T_world_camera (M, 4, 4); points (P, 3) world; sin_angle (P,): sine of the widest angle between a
     point's rays; seen_frame (O,) in 0..M-1 and seen_point (O,) in 0..P-1: which frame saw which point. focal_sigma_px:
-    standard deviation of the focal length where it was estimated, NaN where it was known. other_models (K,): keyframes of each of the models that do not hold together with this one.
+    standard deviation of the focal length where it was estimated, NaN where it was known.
+    other_models (K,): keyframes of each of the models that do not hold together with this one.
     """
 
     camera: Intrinsics
