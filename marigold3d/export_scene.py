@@ -104,32 +104,32 @@ def nerfstudio(run: Run, path: Path, images: bool) -> Steps[None]:
 
 def colmap(run: Run, folder: Path, images: bool) -> Steps[None]:
     """cameras.txt, images.txt and points3D.txt; with `images` the frames in images/."""
-    trajectory, names, cloud = path_of(run), _names(run, images), cloud_of(run)
-    if images:
-        yield from _write_images(run, folder / "images")
-    camera = camera_of(run, images)
-    tracks = yield from _tracks(run, trajectory, cloud, camera)
+    trajectory, camera, names, cloud, tracks = yield from _model(run, folder, images)
     write_colmap(folder, trajectory, camera, names, units_of(run), cloud, tracks)
 
 
 def colmap_binary(run: Run, folder: Path, images: bool) -> Steps[None]:
     """As `colmap`, in COLMAP's binary files."""
-    trajectory, names, cloud = path_of(run), _names(run, images), cloud_of(run)
-    if images:
-        yield from _write_images(run, folder / "images")
-    camera = camera_of(run, images)
-    tracks = yield from _tracks(run, trajectory, cloud, camera)
+    trajectory, camera, names, cloud, tracks = yield from _model(run, folder, images)
     write_colmap_binary(folder, trajectory, camera, names, cloud, tracks)
 
 
 def opensfm(run: Run, folder: Path, images: bool) -> Steps[None]:
     """reconstruction.json and tracks.csv; with `images` the frames in images/."""
+    trajectory, camera, names, cloud, tracks = yield from _model(run, folder, images)
+    write_opensfm(folder, trajectory, camera, names, cloud, tracks)
+
+
+def _model(
+    run: Run, folder: Path, images: bool
+) -> Steps[tuple[Trajectory, Intrinsics, Sequence[str], PointCloud, Tracks]]:
+    """What models of structure from motion are made of; writes the frames to images/ if asked to."""
     trajectory, names, cloud = path_of(run), _names(run, images), cloud_of(run)
     if images:
         yield from _write_images(run, folder / "images")
     camera = camera_of(run, images)
     tracks = yield from _tracks(run, trajectory, cloud, camera)
-    write_opensfm(folder, trajectory, camera, names, cloud, tracks)
+    return trajectory, camera, names, cloud, tracks
 
 
 def gaussian_splatting(run: Run, folder: Path, images: bool) -> Steps[None]:
