@@ -50,7 +50,7 @@ def rerun(run: Run, path: Path, images: bool) -> Steps[None]:
     trajectory, frames = path_of(run), run.frame_indices
     if images:
         clip_of(run)  # before any work
-    cloud = run.cloud() if (run.path / "cloud.ply").is_file() else None
+    cloud = run.cloud() if run.has_cloud else None
     farthest = run.encoding().scale * MAX_VALUE + run.encoding().offset
     poses = dict(zip(frames, zip(trajectory.timestamps_s, trajectory.T_world_camera, strict=True), strict=True))
     with rerun_recording(path, trajectory, run.camera(), farthest, units_of(run), cloud) as recording:

@@ -36,7 +36,7 @@ def units_of(run: Run) -> Units:
 
 def cloud_of(run: Run) -> PointCloud:
     """InputError when the run has none."""
-    if not (run.path / "cloud.ply").is_file():
+    if not run.has_cloud:
         raise InputError(f"{run.path} has no cloud.ply: make it with `marigold3d fuse {run.path}`")
     return run.cloud()
 
@@ -45,12 +45,7 @@ def path_of(run: Run) -> Trajectory:
     """One pose a frame. InputError when the run has no camera path, or another number of depth maps."""
     if not (run.path / "trajectory.txt").is_file():
         raise InputError(f"{run.path} has no camera path: run again without --no-poses")
-    trajectory, frames = run.trajectory(), run.frame_indices
-    if len(trajectory) != len(frames):
-        raise InputError(
-            f"{run.path} has {len(frames)} depth maps but {len(trajectory)} poses: run again with --overwrite"
-        )
-    return trajectory
+    return run.posed_frames()
 
 
 def frames_of(run: Run) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -46,10 +46,8 @@ def clip_of(run: Run) -> VideoSource:
 
 def scene_views(run: Run, exclusions: Sequence[Exclusion]) -> FusionInput:
     """The depth maps and poses that make the run's cloud. InputError when they do not belong together."""
-    frames, T = run.frame_indices, run.trajectory().T_world_camera
-    if len(frames) != len(T):
-        raise InputError(f"{run.path} has {len(frames)} depth maps but {len(T)} poses: run again with --overwrite")
-    pose, depth = dict(zip(frames, T, strict=True)), lru_cache(MAPS_KEPT)(run.depth)
+    pose = dict(zip(run.frame_indices, run.posed_frames().T_world_camera, strict=True))
+    depth = lru_cache(MAPS_KEPT)(run.depth)
     indices = np.array(fused_frames(run), np.int64)
     views = FusionInput(
         indices, indices, np.stack([pose[f] for f in indices]), depth, run.camera(), run.manifest["units"]

@@ -165,9 +165,7 @@ def clip_frames(run: Run) -> ClipFrames:
     """
     frames, camera = np.array(run.frame_indices, np.int64), run.camera()
     posed = (run.path / "trajectory.txt").is_file()
-    times = run.trajectory().timestamps_s if posed else np.full(len(frames), np.nan)
-    if len(times) != len(frames):
-        raise InputError(f"{run.path} has {len(frames)} depth maps but {len(times)} poses: run again with --overwrite")
+    times = run.posed_frames().timestamps_s if posed else np.full(len(frames), np.nan)
     entry = json.loads((run.path / "camera.json").read_text()).get("source_frames", {})
     size = int(entry.get("width", camera.width)), int(entry.get("height", camera.height))
     return ClipFrames(frames, times, size, camera)

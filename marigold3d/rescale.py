@@ -123,7 +123,7 @@ def _write_products(run: Run, folder: Path, factor: float) -> None:
     if (run.path / "trajectory.txt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_tum(folder / "trajectory.txt", run.trajectory().scaled(factor), "m")
-    if (run.path / "cloud.ply").is_file():
+    if run.has_cloud:
         cloud, f = run.cloud(), np.float32(factor)
         write_ply(folder / "cloud.ply", replace(cloud, points=cloud.points * f, sigma=cloud.sigma * f, units="m"))
     if run.has_mesh:

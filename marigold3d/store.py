@@ -223,8 +223,21 @@ class Run:
     def trajectory(self) -> Trajectory:
         return read_tum(self.path / "trajectory.txt")
 
+    def posed_frames(self) -> Trajectory:
+        """The trajectory, one pose for each of `frame_indices`. InputError when their numbers differ."""
+        trajectory, frames = self.trajectory(), len(self.frame_indices)
+        if len(trajectory) != frames:
+            raise InputError(
+                f"{self.path} has {frames} depth maps but {len(trajectory)} poses: run again with --overwrite"
+            )
+        return trajectory
+
     def cloud(self) -> PointCloud:
         return read_ply(self.path / "cloud.ply")
+
+    @property
+    def has_cloud(self) -> bool:
+        return (self.path / "cloud.ply").is_file()
 
     @property
     def has_mesh(self) -> bool:

@@ -41,6 +41,13 @@ def _require(condition: bool | np.bool_, message: str) -> None:
         raise InputError(message)
 
 
+def _require_vectors(owner: object, n: int, *names: str) -> None:
+    """Whether these fields are (n, 3)."""
+    for name in names:
+        shape = getattr(owner, name).shape
+        _require(shape == (n, 3), f"{name} must be ({n}, 3), got {shape}")
+
+
 @dataclass(frozen=True, eq=False)
 class Intrinsics:
     """Pinhole camera in pixels, with optional OpenCV distortion (k1, k2, p1, p2).
@@ -279,11 +286,7 @@ class PointCloud:
 
     def __post_init__(self) -> None:
         n = len(self.points)
-        for name, width in (("points", 3), ("colors", 3), ("normals", 3)):
-            _require(
-                getattr(self, name).shape == (n, width),
-                f"{name} must be ({n}, {width}), got {getattr(self, name).shape}",
-            )
+        _require_vectors(self, n, "points", "colors", "normals")
         for name in ("sigma", "observations", "frame_index"):
             _require(getattr(self, name).shape == (n,), f"{name} must be ({n},), got {getattr(self, name).shape}")
 
@@ -312,8 +315,7 @@ class TriangleMesh:
 
     def __post_init__(self) -> None:
         n = len(self.vertices)
-        for name in ("vertices", "normals", "colors"):
-            _require(getattr(self, name).shape == (n, 3), f"{name} must be ({n}, 3), got {getattr(self, name).shape}")
+        _require_vectors(self, n, "vertices", "normals", "colors")
         _require(self.faces.ndim == 2 and self.faces.shape[1] == 3, f"faces must be (F, 3), got {self.faces.shape}")
         _require(
             not self.faces.size or (self.faces.min() >= 0 and self.faces.max() < n),

@@ -229,7 +229,7 @@ def _coloured(run: Run, color: ColorBy, mesh: bool = False) -> PointCloud:
 
 
 def _cloud(run: Run) -> PointCloud:
-    if not (run.path / "cloud.ply").is_file():
+    if not run.has_cloud:
         raise InputError(f"{run.path} has no cloud.ply: run again with --fuse")
     cloud = run.cloud()
     if not len(cloud):

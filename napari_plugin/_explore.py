@@ -234,7 +234,7 @@ class ExplorePanel(Container):  # type: ignore[misc]
     def _open_path(self, path: str) -> None:
         try:
             run = Run.open(path)
-            if (run.path / "cloud.ply").is_file():
+            if run.has_cloud:
                 self.open(run)
         except Marigold3DError as error:
             self.status.value = tell_error(error)

@@ -144,7 +144,7 @@ def run_layers(run: Run, *, scene: bool = False, limit: int = MAX_POINTS) -> lis
             layers.append(sigma_layer(SigmaStack(run, count), units, size))
     for _, options, _ in layers:
         options["visible"] = not scene and options.get("visible", True)
-    if (run.path / "cloud.ply").is_file():
+    if run.has_cloud:
         cloud = run.cloud()
         shown = scene or not layers
         layers.append(cloud_layer(cloud, visible=shown, limit=limit))

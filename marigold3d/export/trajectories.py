@@ -11,13 +11,11 @@ import numpy as np
 from .. import __version__
 from ..atomic import atomic_path
 from ..errors import InputError
+from ..poses.convention import OPENGL_TO_OPENCV
 from ..rigid import inverse, quaternion_xyzw
 from ..types import Array, Intrinsics, PointCloud, Trajectory, Units
 from .tracks import Tracks
 
-OPENCV_TO_OPENGL = np.diag(
-    [1.0, -1.0, -1.0, 1.0]
-)  # on a camera's own axes: y down and z forward to y up and z backward
 UNKNOWN_ERROR = -1.0  # what COLMAP writes for a point whose reprojection error was not computed
 CONVENTION = "camera to world; camera x right, y down, z forward (OpenCV)"
 
@@ -57,7 +55,7 @@ def write_transforms(
     names: (N,) image paths relative to the file, one a pose; points_name: likewise a PLY file in the same world.
     """
     require_names(trajectory, names)
-    matrices = trajectory.T_world_camera @ OPENCV_TO_OPENGL
+    matrices = trajectory.T_world_camera @ OPENGL_TO_OPENCV  # its own inverse
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, *(camera.distortion or (0.0, 0.0, 0.0, 0.0)))
     scene = {
         "camera_model": "OPENCV",

@@ -21,7 +21,7 @@ VOXELS = SIDE**3
 COLUMNS = 5  # signed distance, weight, red, green, blue
 CHUNK = 4096  # blocks allocated together: 42 MB
 IN_MEMORY = 24  # chunks kept in memory, 1 GB, before files are used
-KEY_BITS = 21  # a block's x, y, z index share one 64-bit key
+KEY_BITS = 21  # a block's or a voxel's x, y, z index share one 64-bit key
 HALF = 1 << (KEY_BITS - 1)
 
 Keys = NDArray[np.int64]
@@ -33,6 +33,11 @@ def keys_of(coords: Coords) -> Keys:
     """One number for each block (N, 3), in the order of x, then y, then z. GeometryError when one is too far out."""
     if coords.size and np.abs(coords).max() >= HALF:
         raise GeometryError("the voxels are too small for a scene this large: raise --voxel")
+    return packed(coords)
+
+
+def packed(coords: Coords) -> Keys:
+    """`keys_of` coordinates that are known to lie within +-HALF."""
     shifted = coords + HALF
     return np.asarray((shifted[:, 0] << (2 * KEY_BITS)) | (shifted[:, 1] << KEY_BITS) | shifted[:, 2], np.int64)
 

@@ -29,8 +29,15 @@ PREVIEWED = 2000  # points of a view, about, that a front-end is shown
 GRAZING = 0.2  # |cosine| between ray and normal under which a pixel sees a surface too flatly to place it
 
 
+class Figures:
+    """A dataclass of numbers for a run's report."""
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in self.__dict__.items()}
+
+
 @dataclass(frozen=True, eq=False)
-class FusionReport:
+class FusionReport(Figures):
     """voxel and max_depth in scene units; shares of the valid pixels dropped by each filter."""
 
     voxel: float
@@ -39,9 +46,6 @@ class FusionReport:
     dropped_edges: float
     dropped_uncertain: float
     dropped_inconsistent: float
-
-    def as_dict(self) -> dict[str, float | int]:
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in self.__dict__.items()}
 
 
 @dataclass(frozen=True, eq=False)

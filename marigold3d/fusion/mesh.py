@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..progress import Progress, Steps
 from ..types import TriangleMesh
 from .blocks import BlockStore
-from .fuse import FusionInput, Limits, filtered, oriented
+from .fuse import Figures, FusionInput, Limits, filtered, oriented
 from .surface import extract_surface, simplified, without_small_parts
 from .tsdf import TsdfVolume
 
@@ -25,7 +25,7 @@ SIGMA_WITHOUT = 0.01  # share of depth, where no map has a sigma
 
 
 @dataclass(frozen=True, eq=False)
-class MeshReport:
+class MeshReport(Figures):
     """voxel in scene units; blocks of the distance field; triangles found, and kept; vertices kept."""
 
     voxel: float
@@ -33,9 +33,6 @@ class MeshReport:
     found: int
     triangles: int
     vertices: int
-
-    def as_dict(self) -> dict[str, float | int]:
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in self.__dict__.items()}
 
 
 def fuse_mesh(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ..errors import GeometryError
 from ..types import Array, PointCloud, Units
+from .blocks import HALF, packed
 
-KEY_BITS = 21  # a voxel's x, y, z index share one 64-bit key
 MERGE_ROWS = 1_000_000  # rows gathered between two merges into the table
 COLUMNS = 10  # weight, then weighted xyz, rgb, normal
 
@@ -91,11 +91,9 @@ class VoxelGrid:
 
     def _keys(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
         cell = np.floor(points.astype(float) / self.voxel).astype(np.int64)
-        half = 1 << (KEY_BITS - 1)
-        if np.abs(cell).max() >= half:
+        if np.abs(cell).max() >= HALF:
             raise GeometryError(f"a voxel of {self.voxel:.3g} is too small for a scene this large: raise --voxel")
-        cell += half
-        return (cell[:, 0] << (2 * KEY_BITS)) | (cell[:, 1] << KEY_BITS) | cell[:, 2]
+        return packed(cell)
 
     def _flush(self) -> None:
         if self._pending:

@@ -146,7 +146,7 @@ def _followed(grays: list[Gray], model: SparseModel, row: int) -> list[_Found | 
 
 def _visible(model: SparseModel, row: int) -> tuple[Array, NDArray[np.float32]]:
     """World points (N, 3) that keyframe `row` sees and knows the place of, and their pixels (N, 2) there."""
-    ids = np.unique(model.seen_point[model.seen_frame == row])
+    ids = model.points_of([row])
     ids = ids[model.sin_angle[ids] > MIN_SIN_ANGLE]
     if len(ids) > MOST_POINTS:  # the ones seen under the widest angles
         ids = np.sort(ids[np.argsort(-model.sin_angle[ids], kind="stable")[:MOST_POINTS]])

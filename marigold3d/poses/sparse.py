@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -64,9 +65,13 @@ class SparseModel:
             near = [after]
         else:
             near = [i for i in (after - 1, after) if 0 <= i < len(self.frames)]
+        return self.points_of(near)
+
+    def points_of(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Points that any of the registered frames in these rows sees, increasing."""
         order, starts = self._by_frame
         return np.unique(
-            self.seen_point[np.concatenate([order[:0], *(order[starts[i] : starts[i + 1]] for i in near)])]
+            self.seen_point[np.concatenate([order[:0], *(order[starts[i] : starts[i + 1]] for i in rows)])]
         )
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..align.cue_arrays import joined
+from ..align.cue_store import JoinedCues
 from ..align.held_out import GatheredCues
 from ..align.sources import CueSource, FrameCues
 from ..camera import pixel_grid
@@ -62,10 +62,10 @@ def _cues_of_keyframes(
     """Cues that may be seen, of evenly spread keyframes that have enough."""
     keys = cameras.keyframes
     gathered = [GatheredCues.of(s, keys, cameras.T_world_camera[keys], share) for s in sources]
-    cues = {p: joined([g.kept[i] for g in gathered]) for i, p in enumerate(keys.tolist())}
-    enough = [p for p, c in cues.items() if len(c) >= LEAST_CUES]
+    cues = JoinedCues([g.kept for g in gathered], len(keys))
+    enough = [i for i, c in cues.items() if len(c) >= LEAST_CUES]
     spread = np.linspace(0, len(enough) - 1, min(most, len(enough))).round().astype(int)
-    return {enough[k]: cues[enough[k]] for k in spread}
+    return {int(keys[enough[k]]): cues[enough[k]] for k in spread}
 
 
 def _samples(depth: DepthMap) -> SparseCues:
